@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cameras in model space, shared by Blender, training and inference. numpy only.
+
+Convention, decided once: `camera_to_world` is 4×4 with the camera's x to the right, y DOWN, z FORWARD (planar depth is
+z); `intrinsics` is 3×3 in pixels with pixel centres at +0.5. Blender's cameras look along -z with y up: multiply by
+`FLIP` on the right to go either way. Model space is right-handed, +Z up; everything lies in the unit sphere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+FLIP = np.diag([1.0, -1.0, -1.0, 1.0]).astype(np.float32)
+FIELD_OF_VIEW = math.radians(40.0)
+DISTANCE = 1.0 / math.sin(FIELD_OF_VIEW / 2)  # the unit sphere touches the edges of the picture: 2.924
+RIG = ((0.0, 20.0), (90.0, 20.0), (180.0, 20.0), (270.0, 20.0))  # (azimuth, elevation) in degrees, after the paper
+# Extra views for geometry and texture, most useful first: between the rig's from below and above, then poles.
+EXTRA = (
+    (45.0, -20.0), (225.0, -20.0), (135.0, 50.0), (315.0, 50.0),
+    (135.0, -20.0), (315.0, -20.0), (45.0, 50.0), (225.0, 50.0),
+    (0.0, 85.0), (0.0, -80.0), (90.0, -50.0), (270.0, -50.0),
+)  # fmt: skip
+# Cameras that no job ever sees: the evaluations render these.
+HELD_OUT = ((30.0, 10.0), (120.0, 35.0), (210.0, 0.0), (300.0, 45.0))
+
+
+def look_at(azimuth: float, elevation: float, distance: float = DISTANCE) -> np.ndarray:
+    """camera_to_world [4, 4] float32 of a camera that looks at the origin. Degrees; azimuth 0 looks along +Y
+    (Blender's front view), 90 stands on +X."""
+    a, e = math.radians(azimuth), math.radians(elevation)
+    position = distance * np.array([math.cos(e) * math.sin(a), -math.cos(e) * math.cos(a), math.sin(e)])
+    forward = -position / np.linalg.norm(position)
+    right = np.array([math.cos(a), math.sin(a), 0.0])
+    down = np.cross(forward, right)
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1], matrix[:3, 2], matrix[:3, 3] = right, down, forward, position
+    return matrix.astype(np.float32)
+
+
+def pinhole(size: int, field_of_view: float = FIELD_OF_VIEW) -> np.ndarray:
+    """intrinsics [3, 3] float32 of a square picture of `size` pixels."""
+    focal = size / 2 / math.tan(field_of_view / 2)
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
+
+
+def job_cameras(size: int, views: int, rig_views: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """camera_to_world [views, 4, 4], intrinsics [views, 3, 3]: the rig, then as many extra views as asked for."""
+    angles = (RIG[:rig_views] + EXTRA)[:views]
+    if len(angles) < views:
+        raise ValueError(f"only {len(RIG[:rig_views] + EXTRA)} standard views exist, {views} were asked for")
+    return np.stack([look_at(*a) for a in angles]), np.stack([pinhole(size)] * views)
+
+
+def scale_intrinsics(intrinsics: np.ndarray, factor: float) -> np.ndarray:
+    """Intrinsics of the same camera when the picture is resized by `factor`."""
+    return (intrinsics * np.array([[factor], [factor], [1.0]])).astype(np.float32)
+
+
+def rays(camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Origins and directions [..., size, size, 3] float32 for cameras [..., 4, 4] and [..., 3, 3].
+
+    Directions have z = 1 in the camera's frame, NOT unit length: `origin + depth_planar * direction` is the point.
+    """
+    v, u = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
+    pixels = np.stack([u, v, np.ones_like(u)], -1)
+    inverse = np.linalg.inv(intrinsics.astype(np.float64)).astype(np.float32)
+    rotation = camera_to_world[..., :3, :3] @ inverse
+    directions = np.einsum("...ij,hwj->...hwi", rotation, pixels)
+    origins = np.broadcast_to(camera_to_world[..., None, None, :3, 3], directions.shape)
+    return np.ascontiguousarray(origins, np.float32), directions.astype(np.float32)
+
+
+def project(points: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates [..., 2] and planar depth [...] of points [N, 3] in one camera."""
+    local = (points - camera_to_world[:3, 3]) @ camera_to_world[:3, :3]
+    depth = local[:, 2]
+    pixel = local @ intrinsics.T
+    return pixel[:, :2] / np.maximum(depth, 1e-9)[:, None], depth
+
+
+def unproject(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Points [..., H, W, 3] of planar depths [..., H, W]; meaningless where the depth is 0 (mask them)."""
+    origins, directions = rays(camera_to_world, intrinsics, depth_planar.shape[-1])
+    return origins + depth_planar[..., None] * directions
+
+
+def normalisation(low: np.ndarray, high: np.ndarray, radius: float, margin: float = 0.03) -> np.ndarray:
+    """world_to_model [4, 4] float64 that puts the object, over ALL keyframes, inside the unit sphere.
+
+    Args:
+        low, high: the world-space box over all keyframes; its centre becomes the origin.
+        radius: the largest distance of any point at any keyframe from that centre.
+    """
+    centre = (np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2
+    scale = (1.0 - margin) / max(float(radius), 1e-12)
+    matrix = np.eye(4)
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = -scale * centre
+    return matrix

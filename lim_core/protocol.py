@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one vocabulary between Blender and the backend; both sides import this file.
+
+The backend writes one JSON object a line on stdout (an *event*), reads one JSON object a line on stdin (a *command*),
+and writes text for people on stderr. A run ends with exactly one of `FINAL_EVENTS`; an exit without one is a crash.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+# ---- events: name -> fields that are always there ------------------------------------------------------------
+EVENTS = {
+    "hello": ("protocol", "version", "pid", "device"),  # first line
+    "stage": ("stage", "index", "count"),  # a stage begins; index is 0-based
+    "progress": ("stage", "fraction", "seconds_left"),  # fraction of the WHOLE run, 0..1; seconds_left may be null
+    "preview": ("path", "label"),  # a picture in the job folder, relative to it
+    "warning": ("code", "message", "hint"),  # the run goes on
+    "result": ("path", "seconds"),  # result.json, relative to the job folder
+    "error": ("code", "message", "hint"),  # code is a key of ERROR_CODES
+    "cancelled": (),
+}
+FINAL_EVENTS = ("result", "error", "cancelled")
+
+# ---- commands --------------------------------------------------------------------------------------------------
+COMMANDS = {"cancel": ()}  # the end of stdin means the same: Blender is gone
+
+# ---- stages, in the order they run ----------------------------------------------------------------------------
+STAGES = {
+    "reconstruct": "Reconstructing the keyframes",
+    "interpolate": "Interpolating between the keyframes",
+    "canonical": "Carrying the canonical coordinates",
+    "surface": "Building the template mesh",
+    "trace": "Tracing the mesh through time",
+    "fit": "Fitting the keyframes to the capture",
+    "texture": "Baking the texture",
+}
+
+# ---- error codes: code -> (exit code of the process, id of the operator that fixes it or "") --------------------
+# Exit codes: 0 result, 1 crash, 2 wrong command line, 3 bad input, 4 backend or weights, 5 resources, 6 cancelled.
+ERROR_CODES = {
+    # bad input, seen by Blender or by the backend
+    "nothing_selected": (3, ""),
+    "one_keyframe": (3, ""),
+    "keyframe_order": (3, ""),
+    "keyframe_range": (3, ""),
+    "empty_mesh": (3, ""),
+    "outside_cameras": (3, ""),
+    "unsaved_file": (3, ""),
+    "bad_request": (3, ""),
+    "bad_capture": (3, ""),
+    "bad_template": (3, ""),
+    "missing_file": (3, ""),
+    # backend and weights
+    "backend_missing": (4, "lim.backend_install"),
+    "backend_outdated": (4, "lim.backend_install"),
+    "backend_broken": (4, "lim.backend_install"),
+    "backend_crashed": (4, "lim.open_log"),
+    "weights_missing": (4, ""),
+    "weights_broken": (4, ""),
+    "no_device": (4, ""),
+    # resources
+    "out_of_memory": (5, ""),
+    "disk_full": (5, "lim.cache_clear"),
+    "read_only": (5, ""),
+    # what the stages can find
+    "empty_surface": (3, ""),
+    "blender_missing": (4, ""),
+    "internal": (1, "lim.open_log"),
+}
+EXIT_RESULT, EXIT_CRASH, EXIT_USAGE, EXIT_INPUT, EXIT_BACKEND, EXIT_RESOURCES, EXIT_CANCELLED = 0, 1, 2, 3, 4, 5, 6
+
+# ---- warning codes ------------------------------------------------------------------------------------------------
+WARNING_CODES = (
+    "missing_texture",  # a source image file was not found: drawn in flat colour
+    "weak_matches",  # many vertices had no confident canonical match
+    "small_in_view",  # the object fills little of the views (large root motion, say)
+    "no_depth",  # no captured depth: the fit stage is skipped
+)
+
+# ---- files of a job folder, relative to it --------------------------------------------------------------------------
+REQUEST_FILE = "request.json"
+CAPTURE_FOLDER = "capture"
+CAMERAS_FILE = "capture/cameras.npz"
+TEMPLATE_FILE = "capture/template.npz"
+STATE_FOLDER = "state"
+PREVIEW_FOLDER = "previews"
+LOG_FILE = "log.txt"
+RESULT_FILE = "result.json"
+RESULT_ARRAYS = "result.npz"
+TEXTURE_FILE = "texture.png"
+
+
+def image_file(keyframe: int, view: int) -> str:
+    """RGBA, 8 bit, sRGB-encoded albedo, straight alpha. `keyframe` and `view` are indices, not frames."""
+    return f"{CAPTURE_FOLDER}/k{keyframe:03d}_v{view:02d}.png"
+
+
+def depth_file(keyframe: int) -> str:
+    """npz with `depth_planar`, float32 [views, height, width]: camera z in model space, 0 where nothing is."""
+    return f"{CAPTURE_FOLDER}/k{keyframe:03d}_depth.npz"

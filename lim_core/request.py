@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a job asks for: `request.json`, written by Blender, read by the backend.
+
+Standard library only. An unknown key is an error that names it, so that a misspelt setting never passes silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+from . import protocol
+from .errors import LimError
+
+QUALITIES = {
+    # name: (capture size in pixels, extra views for geometry and texture, texture size, template faces)
+    "draft": (256, 4, 512, 4000),
+    "standard": (512, 8, 1024, 10000),
+    "high": (768, 12, 2048, 20000),
+}
+DEVICES = ("auto", "cpu", "cuda", "mps")  # a ROCm build of torch calls its device "cuda"
+SOURCES = ("objects", "poses", "video")
+TEMPLATES = ("reconstructed", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One job. Frames are Blender's (may be fractional); model space is [-1, 1]³, +Z up (docs/architecture.md)."""
+
+    keyframes: tuple[float, ...]
+    """Scene frames, strictly increasing, at least two. Keyframe k of the capture is `keyframes[k]`."""
+    inbetweens: int = 7
+    """Frames made between each pair of keyframes, evenly spaced; 0 traces the keyframes only."""
+    world_to_model: tuple[tuple[float, ...], ...] = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+    """4×4 similarity, row-major, one for all keyframes; undone only when the result is written to the scene."""
+    source: str = "objects"
+    name: str = "LIM"
+    """Name of the resulting object."""
+    fps: float = 24.0
+    """Frames a second of the source scene: the result keeps its timing."""
+    image_size: int = 512
+    """Pixels along each side of every captured view."""
+    rig_views: int = 4
+    """The first views of the capture are the rig that the networks see; the others serve geometry and texture."""
+    views: int = 12
+    """Captured views in all."""
+    has_depth: bool = True
+    template: str = "reconstructed"
+    template_faces: int = 10000
+    texture_size: int = 1024
+    fit: bool = True
+    """Pull the keyframes onto the captured depth; off gives the networks' result alone."""
+    smoothness: float = 0.5
+    """0..1: how strongly neighbouring vertices move together (ARAP) against following each match exactly."""
+    device: str = "auto"
+    weights: str = ""
+    """Folder that holds the four checkpoints; empty: the bundled ones."""
+    protocol: int = protocol.VERSION
+
+    def frames(self) -> list[float]:
+        """Every frame of the result, in order; keyframe k is entry k * (inbetweens + 1)."""
+        times: list[float] = []
+        for first, last in zip(self.keyframes, self.keyframes[1:]):
+            steps = self.inbetweens + 1
+            times += [first + (last - first) * step / steps for step in range(steps)]
+        return [*times, self.keyframes[-1]]
+
+    def intervals(self) -> list[tuple[int, float]]:
+        """(keyframe index, alpha) for every frame of `frames()`; the last one is (last - 1, 1.0)."""
+        steps = self.inbetweens + 1
+        pairs = [(k, step / steps) for k in range(len(self.keyframes) - 1) for step in range(steps)]
+        return [*pairs, (len(self.keyframes) - 2, 1.0)]
+
+
+def check(request: Request) -> None:
+    """Raise LimError, worded for an artist, if the request cannot be run."""
+    keys = request.keyframes
+    if len(keys) < 2:
+        raise LimError(
+            "one_keyframe",
+            f"There {'is only one keyframe' if len(keys) == 1 else 'are no keyframes'}: nothing can be in-betweened.",
+            "Give at least two keyframes.",
+        )
+    if not all(math.isfinite(k) for k in keys):
+        raise LimError("bad_request", "A keyframe is not a number.", "Type frames such as 1, 9, 17.")
+    for earlier, later in zip(keys, keys[1:]):
+        if later == earlier:
+            raise LimError("keyframe_order", f"Keyframe {later:g} is listed twice.", "Remove one of the two.")
+        if later < earlier:
+            raise LimError(
+                "keyframe_order",
+                f"Keyframe {later:g} comes after {earlier:g}, but lies before it in time.",
+                "List the keyframes in increasing order.",
+            )
+    for field, allowed in (("source", SOURCES), ("template", TEMPLATES), ("device", DEVICES)):
+        if getattr(request, field) not in allowed:
+            raise LimError("bad_request", f"“{getattr(request, field)}” is not a {field}.", f"Use {', '.join(allowed)}.")
+    limits = {
+        "inbetweens": (0, 1000),
+        "image_size": (32, 4096),
+        "rig_views": (1, 64),
+        "views": (request.rig_views, 256),
+        "template_faces": (100, 2_000_000),
+        "texture_size": (16, 16384),
+        "smoothness": (0, 1),
+        "fps": (1e-3, 1e6),
+    }
+    for field, (low, high) in limits.items():
+        value = getattr(request, field)
+        if not (low <= value <= high):
+            raise LimError("bad_request", f"{field} is {value}, but must lie between {low} and {high}.")
+    matrix = request.world_to_model
+    if len(matrix) != 4 or any(len(row) != 4 for row in matrix) or not all(math.isfinite(x) for r in matrix for x in r):
+        raise LimError("bad_request", "world_to_model is not a 4×4 matrix of finite numbers.")
+    if request.protocol != protocol.VERSION:
+        raise LimError(
+            "backend_outdated",
+            f"The job speaks version {request.protocol} of the protocol, this backend speaks {protocol.VERSION}.",
+            "Install the backend again from the add-on's preferences.",
+        )
+
+
+def to_json(request: Request) -> str:
+    return json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False)
+
+
+def from_json(text: str) -> Request:
+    """Parse and check a request; any flaw is a LimError that names it."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise LimError("bad_request", f"request.json is not readable as JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise LimError("bad_request", "request.json does not hold an object.")
+    fields = {field.name: field for field in dataclasses.fields(Request)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise LimError("bad_request", f"request.json has an unknown key: {unknown[0]}.", "Remove or correct it.")
+    if "keyframes" not in data:
+        raise LimError("bad_request", "request.json has no keyframes.")
+    values = {}
+    for name, value in data.items():
+        wanted = fields[name].type
+        try:
+            values[name] = _convert(wanted, value)
+        except (TypeError, ValueError):
+            raise LimError("bad_request", f"{name} should be {wanted}, but is {value!r}.") from None
+    request = Request(**values)
+    check(request)
+    return request
+
+
+def _convert(wanted: str, value):
+    if wanted == "bool":
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if wanted == "str":
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    if wanted == "int":
+        if isinstance(value, bool) or int(value) != value:
+            raise TypeError
+        return int(value)
+    if wanted == "float":
+        return float(value)
+    if wanted == "tuple[float, ...]":
+        return tuple(float(x) for x in value)
+    return tuple(tuple(float(x) for x in row) for row in value)
+
+
+def write(request: Request, job: str | os.PathLike) -> Path:
+    """Write request.json into the job folder, whole or not at all."""
+    check(request)
+    path = Path(job) / protocol.REQUEST_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_json(request), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read(job: str | os.PathLike) -> Request:
+    path = Path(job) / protocol.REQUEST_FILE
+    if not path.is_file():
+        raise LimError("missing_file", f"“{job}” is not a job folder: it has no {protocol.REQUEST_FILE}.")
+    return from_json(path.read_text(encoding="utf-8"))
