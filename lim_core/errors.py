@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class LimError(Exception):
     """An expected failure, worded for an artist.
@@ -25,3 +27,31 @@ class LimError(Exception):
 
 class Cancelled(Exception):
     """The user asked to stop. Not an error: nothing is reported but the fact."""
+
+
+def from_os_error(error: OSError, doing: str = "") -> LimError:
+    """The LimError for what the operating system refused; the one place where errno becomes a sentence.
+
+    Args:
+        doing: what was being done, to finish "… while"; for instance "writing the capture".
+    """
+    where = f" “{error.filename}”" if error.filename else ""
+    during = f" while {doing}" if doing else ""
+    windows = getattr(error, "winerror", None)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG) or windows in (39, 112):
+        return LimError(
+            "disk_full",
+            f"The disk is full{during}{': ' + where.strip() if where else ''}.",
+            "Free some space, or clear the cache in the add-on's preferences; the finished parts of the job are kept.",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or windows == 5:
+        return LimError(
+            "read_only",
+            f"Writing to{where or ' the folder'} is not allowed{during}.",
+            "Choose a folder that you may write to.",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return LimError("missing_file", f"There is no{where or ' such file'}{during}.", "Check the path.")
+    if error.errno == errno.ENOMEM:
+        return LimError("out_of_memory", f"The memory ran out{during}.", "Close other programs or lower the quality.")
+    return LimError("internal", f"The system reported “{error.strerror or error}”{where}{during}.", "The log has more.")

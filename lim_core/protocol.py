@@ -8,6 +8,8 @@ Standard library only.
 
 from __future__ import annotations
 
+import json
+
 VERSION = 1
 
 # ---- events: name -> fields that are always there ------------------------------------------------------------
@@ -100,3 +102,49 @@ def image_file(keyframe: int, view: int) -> str:
 def depth_file(keyframe: int) -> str:
     """npz with `depth_planar`, float32 [views, height, width]: camera z in model space, 0 where nothing is."""
     return f"{CAPTURE_FOLDER}/k{keyframe:03d}_depth.npz"
+
+
+# ---- lines ----------------------------------------------------------------------------------------------------------
+def encode_event(name: str, **fields) -> str:
+    """One event as one line without its newline: `{"event": name, ...fields}`, ASCII only, so that no console's
+    encoding can break it. Raises ValueError if the event is unknown, lacks a field, or holds NaN or infinity."""
+    return _encode("event", EVENTS, name, fields)
+
+
+def decode_event(line: str | bytes) -> dict:
+    """The event in one line; ValueError if the line is anything else (the reader logs it and goes on)."""
+    return _decode("event", EVENTS, line)
+
+
+def encode_command(name: str, **fields) -> str:
+    """One command as one line without its newline: `{"command": name, ...fields}`."""
+    return _encode("command", COMMANDS, name, fields)
+
+
+def decode_command(line: str | bytes) -> dict:
+    """The command in one line; ValueError if the line is anything else."""
+    return _decode("command", COMMANDS, line)
+
+
+def _encode(kind: str, known: dict, name: str, fields: dict) -> str:
+    _check(kind, known, name, fields)
+    return json.dumps({kind: name, **fields}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _decode(kind: str, known: dict, line: str | bytes) -> dict:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get(kind), str):
+        raise ValueError(f"not a {kind}")
+    _check(kind, known, data[kind], data)
+    return data
+
+
+def _check(kind: str, known: dict, name: str, fields: dict) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}")
+    missing = [field for field in known[name] if field not in fields]
+    if missing:
+        raise ValueError(f"{kind} {name!r} has no {missing[0]!r}")
