@@ -53,6 +53,7 @@ ERROR_CODES = {
     "bad_request": (3, ""),
     "bad_capture": (3, ""),
     "bad_template": (3, ""),
+    "bad_pack": (3, ""),
     "missing_file": (3, ""),
     # backend and weights
     "backend_missing": (4, "lim.backend_install"),
