@@ -60,13 +60,20 @@ def captured_points(
             colour = np.asarray(images[v])[mask][:, :3]
             colours.append(colour.astype(np.float32) / (255.0 if colour.dtype == np.uint8 else 1.0))
     if not points:
-        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros(0, np.int32)
+        return (
+            np.zeros((0, 3), np.float32),
+            np.zeros((0, 3), np.float32),
+            np.zeros((0, 3), np.float32),
+            np.zeros(0, np.int32),
+        )
     points = np.concatenate(points)
     colours = np.concatenate(colours) if colours else np.full_like(points, 0.5)
     return points, np.concatenate(normals), colours, np.concatenate(views)
 
 
-def _grid_normals(grid: np.ndarray, depth: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+def _grid_normals(
+    grid: np.ndarray, depth: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray
+) -> np.ndarray:
     """Normals [H, W, 3] from the smaller of the two one-sided differences along each axis: none reaches over an edge."""
     tangents = []
     limit = 12.0 * depth / intrinsics[0, 0]  # a step of 12 pixels' width in depth: steeper than 85°, or an edge
@@ -129,7 +136,9 @@ def fuse_depth(
     report = on_progress or (lambda fraction: None)
     points, normals, _, _ = captured_points(depth_planar, camera_to_world, intrinsics)
     if len(points) < 16:
-        raise LimError("empty_surface", "The object is not visible from any camera.", "Check its visibility in renders.")
+        raise LimError(
+            "empty_surface", "The object is not visible from any camera.", "Check its visibility in renders."
+        )
     low, high = points.min(0), points.max(0)
     footprint = float(np.median(depth_planar[depth_planar > 0]) / intrinsics[0, 0, 0])
     cell = max(float((high - low).max()) / resolution, 1.3 * footprint)
@@ -290,7 +299,9 @@ def clean(
             vertices, faces = vertices[np.sort(first)], rank[inverse.ravel()][faces]
         faces = _sound_faces(vertices, faces)
     if not len(faces):
-        raise LimError("empty_surface", "The surface is empty.", "Check that the object is visible at the first keyframe.")
+        raise LimError(
+            "empty_surface", "The surface is empty.", "Check that the object is visible at the first keyframe."
+        )
     count, label = components(len(vertices), faces)
     if count > 1:
         area = np.linalg.norm(face_normals(vertices, faces), axis=1)
@@ -379,7 +390,9 @@ def marching_cubes(
     """
     values = np.asarray(values, np.float32)
     if not np.isfinite(values).all():
-        raise LimError("empty_surface", "The reconstruction is not made of numbers.", "Check the weights with the doctor.")
+        raise LimError(
+            "empty_surface", "The reconstruction is not made of numbers.", "Check the weights with the doctor."
+        )
     if values.max() <= level or values.min() >= level:
         raise LimError(
             "empty_surface",

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""As-rigid-as-possible deformation (Sorkine and Alexa 2007) with soft positional constraints, and interpolation with it.
+
+`E(x) = stiffness · Σ_ij w_ij ‖(x_i − x_j) − R_ij (r_i − r_j)‖² + Σ_i weight_i ‖x_i − target_i‖²`, where r is the rest
+shape and R_ij the mean of the rotations at both ends. Rotations and positions are minimised in turn; the matrix of the
+positions is factorised once for each set of weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
+
+from .errors import LimError
+from .surface import edges_of
+
+LINK_WEIGHT = 0.3  # of an ordinary edge
+LINKS = 12  # between a loose part and what is nearest to it
+
+
+class Arap:
+    """Elastic behaviour of one mesh.
+
+    Vertices at exactly the same place move as one (meshes are often split along UV seams), and loose parts are tied to
+    what is nearest to them by weak springs, so that an eye follows its head without being pulled itself.
+
+    Attributes:
+        rest: [V, 3] float64, the shape whose edge lengths are kept.
+        edges: [E, 2] between welded vertices, links included; weights: [E], mean 1.
+    """
+
+    def __init__(self, vertices: np.ndarray, faces: np.ndarray):
+        """vertices [V, 3] in model units, faces [F, 3].
+
+        Raises:
+            LimError bad_template: no faces, an index out of range, or coordinates that are not finite.
+        """
+        vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
+        if not len(vertices) or not len(faces) or faces.min() < 0 or faces.max() >= len(vertices):
+            raise LimError("bad_template", "The template mesh has no valid faces.", "Use a mesh with faces.")
+        if not np.isfinite(vertices).all():
+            raise LimError("bad_template", "The template mesh has vertices that are not at a finite place.")
+        self.diagonal = max(float(np.linalg.norm(np.ptp(vertices, axis=0))), 1e-12)
+        keys = np.round(vertices / (1e-6 * self.diagonal)).astype(np.int64)
+        _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        self.weld = inverse.ravel()  # [V] → welded index
+        self._first = first
+        self._shares = np.bincount(self.weld).astype(np.float64)
+        self._gather = sparse.csr_matrix(
+            (np.ones(len(vertices)), (self.weld, np.arange(len(vertices)))), (len(first), len(vertices))
+        )
+        points = vertices[first]
+        faces = self.weld[faces]
+        faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+        edges, weights = _cotangents(points, faces)
+        self.edges, self.weights = _link(points, edges, weights, self.diagonal)
+        count, self.size = len(self.edges), len(points)
+        ones = np.ones(count)
+        ends = (np.tile(np.arange(count), 2), np.r_[self.edges[:, 0], self.edges[:, 1]])
+        self._difference = sparse.csr_matrix((np.r_[ones, -ones], ends), (count, self.size))  # x_i − x_j
+        self._spread = sparse.csr_matrix((np.r_[self.weights, self.weights], ends[::-1]), (self.size, count))
+        self._divergence = (self._difference.T @ sparse.diags(self.weights)).tocsr()
+        self._laplacian = (self._divergence @ self._difference).tocsc()
+        self._factor: tuple[bytes, object] | None = None
+        self.set_rest(vertices)
+
+    def set_rest(self, vertices: np.ndarray) -> None:
+        """Make [V, 3] the shape whose edges are kept; the weights stay those of the first shape."""
+        self.rest = np.asarray(vertices, np.float64)
+        self._rest_edges = self._difference @ self.rest[self._first]
+
+    # ---- rotations --------------------------------------------------------------------------------------------------
+    def rotations(self, positions: np.ndarray) -> np.ndarray:
+        """Best rotation [V, 3, 3] from the rest shape of every vertex's neighbourhood at positions [V, 3]."""
+        return self._rotations(self._difference @ self._welded(positions))[self.weld]
+
+    def _rotations(self, edges: np.ndarray) -> np.ndarray:
+        outer = edges[:, :, None] * self._rest_edges[:, None, :]
+        return polar((self._spread @ outer.reshape(-1, 9)).reshape(-1, 3, 3))
+
+    def _welded(self, values: np.ndarray) -> np.ndarray:
+        return (self._gather @ np.asarray(values, np.float64)) / self._shares[:, None]
+
+    def energy(self, positions: np.ndarray) -> np.ndarray:
+        """Energy of every edge [E], in squared model units, without the stiffness."""
+        edges = self._difference @ self._welded(positions)
+        rotated = self._rotate_edges(self._rotations(edges), self._rest_edges)
+        return self.weights * ((edges - rotated) ** 2).sum(1)
+
+    def _rotate_edges(self, rotations: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        mean = 0.5 * (rotations[self.edges[:, 0]] + rotations[self.edges[:, 1]])
+        return np.einsum("eij,ej->ei", mean, edges)
+
+    # ---- deformation ------------------------------------------------------------------------------------------------
+    def solve(
+        self,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        initial: np.ndarray | None = None,
+        *,
+        iterations: int = 8,
+        stiffness: float = 1.0,
+        tolerance: float = 0.0,
+    ) -> np.ndarray:
+        """Deform the rest shape towards the targets.
+
+        Args:
+            targets: [V, 3], model units; read only where the weight is above 0.
+            weights: [V] ≥ 0; 1 is as strong as one edge at stiffness 1.
+            initial: [V, 3] where to start: it decides the rotations of the first step. Default: the rest shape.
+            iterations: of rotations and positions in turn.
+            tolerance: stop when no vertex moves by more than this share of the diagonal.
+        Returns:
+            positions [V, 3] float64.
+        """
+        weights = np.asarray(weights, np.float64)
+        position = self._welded(self.rest if initial is None else initial)
+        pull = self._gather @ (weights[:, None] * np.where(weights[:, None] > 0, targets, 0.0))
+        total = self._gather @ weights
+        # So weak a tie to the start that it only fixes what nothing else does.
+        tie = 1e-9 * stiffness
+        solver = self._factorise(total / stiffness + 1e-9)
+        fixed = (pull + tie * position) / stiffness
+        for _ in range(iterations):
+            rotations = self._rotations(self._difference @ position)
+            moved = solver.solve(fixed + self._divergence @ self._rotate_edges(rotations, self._rest_edges))
+            change = np.abs(moved - position).max()
+            position = moved
+            if change < tolerance * self.diagonal:
+                break
+        return position[self.weld]
+
+    def _factorise(self, diagonal: np.ndarray):
+        key = diagonal.tobytes()
+        if self._factor is None or self._factor[0] != key:
+            matrix = (self._laplacian + sparse.diags(diagonal)).tocsc()
+            self._factor = (key, factorise(matrix))
+        return self._factor[1]
+
+    # ---- interpolation ----------------------------------------------------------------------------------------------
+    def interpolate(self, start: np.ndarray, end: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+        """Shapes between two, as rigid as possible: parts that turn keep their size on the way.
+
+        Every neighbourhood's rotation from start to end is split off and turned at an even rate (its logarithm times α),
+        the remaining stretch is blended linearly, and the edges are joined by one Poisson solve per α (after Alexa et
+        al. 2000, per vertex instead of per face). The centroid moves along a straight line.
+
+        Args:
+            start, end: [V, 3]; alphas: [A] in [0, 1].
+        Returns:
+            [A, V, 3] float64; α = 0 and α = 1 give start and end exactly.
+        """
+        start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+        first, last = self._welded(start), self._welded(end)
+        before, after = self._difference @ first, self._difference @ last
+        outer = after[:, :, None] * before[:, None, :]
+        rotations = polar((self._spread @ outer.reshape(-1, 9)).reshape(-1, 3, 3))
+        whole = polar(np.einsum("vi,vj->ij", last - last.mean(0), first - first.mean(0))[None])[0]
+        vectors = self._unwind(rotation_vectors(rotations @ whole.T), rotations @ whole.T)
+        whole_vector = rotation_vectors(whole[None])[0]
+        ends = self.edges.T
+        unrotated = [np.einsum("eji,ej->ei", rotations[end_], after) for end_ in ends]
+        solver = self._poisson()
+        result = np.empty((len(alphas), *start.shape))
+        for a, alpha in enumerate(np.asarray(alphas, np.float64)):
+            if alpha <= 0 or alpha >= 1:
+                result[a] = start if alpha <= 0 else end
+                continue
+            turned = rotation_matrices(alpha * vectors) @ rotation_matrices(alpha * whole_vector[None])
+            edges = 0.0
+            for end_, still in zip(ends, unrotated):
+                edges = edges + 0.5 * np.einsum("eij,ej->ei", turned[end_], (1 - alpha) * before + alpha * still)
+            shape = solver.solve(self._divergence @ edges)
+            shape += (1 - alpha) * first.mean(0) + alpha * last.mean(0) - shape.mean(0)
+            # Welded vertices that the input held apart keep their offsets.
+            apart = (1 - alpha) * (start - first[self.weld]) + alpha * (end - last[self.weld])
+            result[a] = shape[self.weld] + apart
+        return result
+
+    def _poisson(self):
+        if not hasattr(self, "_poisson_factor"):
+            self._poisson_factor = factorise((self._laplacian + 1e-9 * sparse.identity(self.size)).tocsc())
+        return self._poisson_factor
+
+    def _unwind(self, vectors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+        """Choose for every vertex the logarithm (θ or θ − 2π about the axis) nearest to its neighbours'."""
+        angle = np.linalg.norm(vectors, axis=1)
+        if angle.max() < 2.5:  # nobody is near the half turn, where the choice matters
+            return vectors
+        sequence, parent = csgraph.breadth_first_order(self._graph(), int(np.argmin(angle)), directed=False)
+        axis = vectors / np.maximum(angle, 1e-9)[:, None]
+        vectors = vectors.copy()
+        for vertex in sequence[1:]:
+            reference = vectors[parent[vertex]]
+            turns = np.round((axis[vertex] @ reference - angle[vertex]) / (2 * np.pi))
+            turns = np.clip(turns, -1, 1)
+            vectors[vertex] = axis[vertex] * (angle[vertex] + 2 * np.pi * turns)
+        return vectors
+
+    def _graph(self) -> sparse.csr_matrix:
+        return sparse.csr_matrix(
+            (np.ones(len(self.edges)), (self.edges[:, 0], self.edges[:, 1])), (self.size, self.size)
+        )
+
+
+# ---- building blocks -------------------------------------------------------------------------------------------------
+def factorise(matrix: sparse.csc_matrix):
+    """LU of a symmetric positive definite matrix; `.solve(right [N, k])`."""
+    return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+
+
+def polar(matrices: np.ndarray) -> np.ndarray:
+    """Nearest rotations [N, 3, 3] (determinant +1) of matrices [N, 3, 3], in the least-squares sense."""
+    u, _, vt = np.linalg.svd(matrices)
+    sign = np.sign(np.linalg.det(u) * np.linalg.det(vt))
+    u[:, :, 2] *= np.where(sign == 0, 1.0, sign)[:, None]
+    return u @ vt
+
+
+def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
+    """Axis times angle [N, 3], angle in [0, π], of rotations [N, 3, 3]."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_matrix(rotations).as_rotvec()
+
+
+def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
+    """Rotations [N, 3, 3] of axis times angle [N, 3]."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_rotvec(vectors).as_matrix()
+
+
+def _cotangents(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [E, 2] and their weights [E]: cotangents, clamped to [0.2, 5] times the mean: slivers and obtuse corners of
+    simplified meshes would give negative or huge ones."""
+    edges = edges_of(faces)
+    count = len(points)
+    keys = edges[:, 0] * count + edges[:, 1] if len(edges) else np.zeros(0, np.int64)
+    weights = np.zeros(len(edges))
+    for corner in range(3):
+        i, j, k = faces[:, (corner + 1) % 3], faces[:, (corner + 2) % 3], faces[:, corner]
+        a, b = points[i] - points[k], points[j] - points[k]
+        area = np.linalg.norm(np.cross(a, b), axis=1)
+        cotangent = np.einsum("fi,fi->f", a, b) / np.maximum(area, 1e-12 + 1e-3 * np.einsum("fi,fi->f", a, a))
+        where = np.searchsorted(keys, np.minimum(i, j) * count + np.maximum(i, j))
+        np.add.at(weights, where, 0.5 * np.clip(cotangent, -5, 5))
+    mean = np.abs(weights).mean() if len(weights) else 1.0
+    weights = np.clip(weights / max(mean, 1e-12), 0.2, 5.0)
+    return edges, weights / max(weights.mean(), 1e-12)
+
+
+def _link(points, edges, weights, diagonal) -> tuple[np.ndarray, np.ndarray]:
+    """Tie loose parts to their surroundings until all is one."""
+    count = len(points)
+    for attempt in range(64):
+        graph = sparse.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (count, count))
+        parts, label = csgraph.connected_components(graph, directed=False)
+        if parts == 1:
+            break
+        size = np.bincount(label)
+        added = []
+        if attempt == 0 and count > 64:  # cheap first pass, for meshes of many pieces that touch
+            distance, near = cKDTree(points).query(points, k=16, distance_upper_bound=0.02 * diagonal)
+            foreign = np.isfinite(distance) & (label[np.minimum(near, count - 1)] != label[:, None])
+            pick = foreign.argmax(1)
+            has = np.flatnonzero(foreign.any(1))
+            order = has[np.lexsort((distance[has, pick[has]], label[has]))]
+            start = np.r_[True, label[order][1:] != label[order][:-1]]
+            rank = np.arange(len(order)) - np.maximum.accumulate(np.where(start, np.arange(len(order)), 0))
+            order = order[rank < LINKS]
+            added.append(np.stack([order, near[order, pick[order]]], 1))
+        if not added or not len(added[0]):
+            added = []
+            for part in np.argsort(size)[:-1]:
+                mine, others = np.flatnonzero(label == part), np.flatnonzero(label != part)
+                distance, near = cKDTree(points[others]).query(points[mine])
+                order = np.argsort(distance)[:LINKS]
+                order = order[distance[order] <= distance[order[0]] + 0.02 * diagonal]
+                added.append(np.stack([mine[order], others[near[order]]], 1))
+        links = np.unique(np.sort(np.concatenate(added), axis=1), axis=0)
+        edges = np.concatenate([edges, links])
+        weights = np.r_[weights, np.full(len(links), LINK_WEIGHT)]
+    return edges, weights

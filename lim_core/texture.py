@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One UV set and one image for the template: unwrapped with xatlas, baked from the captured views of all keyframes.
+
+Texels take their colour straight from the views that see them best; the first keyframe, where the template fits best, is
+asked first. Arrays are numpy; colours are sRGB-encoded 8 bit; texture row 0 is v = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from . import cameras
+from .errors import LimError
+from .surface import _grid_normals, edges_of, face_normals, vertex_normals
+
+SHARPNESS = 5.0  # a view counts with its cosine to this power: 60° off counts 1/32 of head-on
+ENOUGH = 0.02  # summed weight from which a texel needs no further keyframe: one view at 63°
+PADDING = 4  # texels between charts, so that the first two mip levels do not bleed
+
+
+def unwrap(vertices: np.ndarray, faces: np.ndarray, texture_size: int = 1024) -> np.ndarray:
+    """Texture coordinates per face corner, charts packed with PADDING texels between them.
+
+    Args:
+        vertices: [V, 3]; faces: [F, 3]. Neither is changed: seams split corners, not vertices.
+    Returns:
+        loop_uvs [F, 3, 2] float32 in [0, 1], v upwards.
+    Raises:
+        LimError bad_template: xatlas cannot unwrap the mesh.
+    """
+    import xatlas
+
+    atlas = xatlas.Atlas()
+    chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
+    chart.max_iterations = 2
+    pack.padding = PADDING
+    pack.resolution = texture_size
+    pack.bilinear = True
+    try:
+        atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
+        atlas.generate(chart_options=chart, pack_options=pack)
+        _, indices, uvs = atlas[0]
+    except RuntimeError as error:
+        raise LimError("bad_template", f"The template mesh cannot be unwrapped: {error}.") from None
+    if len(indices) != len(faces):
+        raise LimError("bad_template", "The template mesh cannot be unwrapped.", "Try another number of faces.")
+    return uvs[indices].astype(np.float32)
+
+
+def rasterise(loop_uvs: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which face lies under each texel's centre.
+
+    Returns:
+        face [size, size] int32, -1 where there is none, and barycentric [size, size, 3] float32. Row 0 is v = 1.
+    """
+    corner = np.stack([loop_uvs[..., 0], 1.0 - loop_uvs[..., 1]], -1).astype(np.float64) * size - 0.5
+    low = np.clip(np.ceil(corner.min(1)), 0, size - 1).astype(np.int64)
+    high = np.clip(np.floor(corner.max(1)), 0, size - 1).astype(np.int64)
+    extent = np.maximum(high - low + 1, 0)
+    face_of = np.full(size * size, -1, np.int32)
+    barycentric = np.zeros((size * size, 3), np.float32)
+    a, b, c = corner[:, 0], corner[:, 1], corner[:, 2]
+    double_area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    usable = np.flatnonzero((np.abs(double_area) > 1e-12) & (extent.min(1) > 0))
+    # Faces whose boxes are of like size are tested together, so that the arrays are rectangles.
+    bucket = np.ceil(np.log2(extent[usable].max(1).astype(float))).astype(int)
+    for level in np.unique(bucket):
+        members = usable[bucket == level]
+        side = 1 << int(level)
+        chunk = max(1, 2_000_000 // side**2)
+        y, x = np.mgrid[0:side, 0:side].reshape(2, 1, -1)
+        for start in range(0, len(members), chunk):
+            faces = members[start : start + chunk]
+            column, row = low[faces, 0, None] + x, low[faces, 1, None] + y
+            px, py = column.astype(np.float64), row.astype(np.float64)
+            area = double_area[faces, None]
+
+            def side_of(p, q, px=px, py=py, faces=faces):
+                p, q = p[faces], q[faces]
+                return (q[:, 0, None] - p[:, 0, None]) * (py - p[:, 1, None]) - (q[:, 1, None] - p[:, 1, None]) * (
+                    px - p[:, 0, None]
+                )
+
+            weights = [side_of(b, c) / area, side_of(c, a) / area]
+            weights.append(1.0 - weights[0] - weights[1])
+            hit = (np.minimum(np.minimum(*weights[:2]), weights[2]) >= -1e-9) & (column < size) & (row < size)
+            f, t = np.nonzero(hit)
+            texel = row[f, t] * size + column[f, t]
+            face_of[texel] = faces[f]
+            barycentric[texel] = np.stack([w[f, t] for w in weights], 1)
+    return face_of.reshape(size, size), barycentric.reshape(size, size, 3)
+
+
+def bake(
+    positions: np.ndarray,
+    faces: np.ndarray,
+    loop_uvs: np.ndarray,
+    images: np.ndarray,
+    depth_planar: np.ndarray,
+    camera_to_world: np.ndarray,
+    intrinsics: np.ndarray,
+    size: int = 1024,
+    *,
+    on_progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Texture from the captured views.
+
+    Args:
+        positions: [K, V, 3] of the fitted mesh at each keyframe, model space.
+        faces: [F, 3]; loop_uvs: [F, 3, 2].
+        images: [K, views, H, W, 4] uint8, straight alpha; depth_planar: [K, views, H, W], 0 where nothing is.
+        camera_to_world: [views, 4, 4]; intrinsics: [views, 3, 3]; the same at all keyframes.
+    Returns:
+        uint8 [size, size, 3], row 0 is v = 1. Gutters are filled from the nearest chart, texels that no view sees from the
+        nearest seen surface in space.
+    Raises:
+        LimError bad_capture: the arrays do not fit together.
+    """
+    positions = np.asarray(positions, np.float32)
+    if images.shape[:4] != depth_planar.shape[:2] + images.shape[2:4] or len(images) != len(positions):
+        raise LimError("bad_capture", "The captured images and depths do not belong together.", "Capture again.")
+    report = on_progress or (lambda fraction: None)
+    face_of, barycentric = rasterise(loop_uvs, size)
+    covered = face_of.ravel() >= 0
+    corners = faces[face_of.ravel()[covered]]
+    barycentric = barycentric.reshape(-1, 3)[covered]
+    count = len(corners)
+    colour, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
+    jobs = len(positions)
+    for k in range(jobs):
+        # Later keyframes only fill what earlier ones did not see well: the fit there is never better.
+        todo = np.flatnonzero(weight < ENOUGH)
+        if not len(todo):
+            break
+        colour_k, weight_k = _see(
+            positions[k],
+            faces,
+            corners[todo],
+            barycentric[todo],
+            images[k],
+            depth_planar[k],
+            camera_to_world,
+            intrinsics,
+        )
+        total = weight[todo] + weight_k
+        share = np.divide(weight_k, total, out=np.zeros_like(total), where=total > 0)[:, None]
+        colour[todo] = (1 - share) * colour[todo] + share * colour_k
+        weight[todo] = total
+        report(0.9 * (k + 1) / jobs)
+
+    seen = weight > 1e-4
+    if not seen.any():
+        raise LimError("bad_capture", "No texel of the template is visible in any captured view.", "Capture again.")
+    normals = vertex_normals(positions[0], faces)
+    point = np.einsum("tk,tki->ti", barycentric, positions[0][corners])
+    if not seen.all():
+        # Points that face another way count as further off: the inside of a sleeve is not painted like its outside.
+        normal = np.einsum("tk,tki->ti", barycentric, normals[corners])
+        place = np.concatenate([point, 0.05 * normal], 1)
+        known = np.flatnonzero(seen)
+        sample = known[:: max(1, len(known) // 200_000)]
+        distance, index = cKDTree(place[sample]).query(place[~seen], k=min(8, len(sample)), workers=1)
+        distance, index = distance.reshape(len(distance), -1), index.reshape(len(distance), -1)
+        share = 1.0 / (distance + 1e-4) ** 2
+        share /= share.sum(1, keepdims=True)
+        colour[~seen] = np.einsum("tk,tki->ti", share, colour[sample[index]])
+
+    picture = np.zeros((size * size, 3), np.float32)
+    picture[covered] = colour
+    picture = picture.reshape(size, size, 3)
+    nearest = ndimage.distance_transform_edt(~covered.reshape(size, size), return_distances=False, return_indices=True)
+    picture = picture[tuple(nearest)]
+    report(1.0)
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+
+def _see(positions, faces, corners, barycentric, images, depths, poses, intrinsics) -> tuple[np.ndarray, np.ndarray]:
+    """Colour [N, 3] float32 in 0..255 and summed weight [N] of surface points over the views of one keyframe."""
+    normals = vertex_normals(positions, faces)
+    point = np.einsum("tk,tki->ti", barycentric, positions[corners])
+    normal = np.einsum("tk,tki->ti", barycentric, normals[corners])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    count, views = len(point), len(images)
+    samples = np.zeros((views, count, 3), np.float32)
+    weights = np.zeros((views, count), np.float32)
+    for v in range(views):
+        depth = np.asarray(depths[v], np.float32)
+        if not (depth > 0).any():
+            continue
+        towards = poses[v][:3, 3] - point
+        cosine = np.einsum("ti,ti->t", normal, towards) / np.linalg.norm(towards, axis=1)
+        facing = np.flatnonzero(cosine > 0.1)
+        if not len(facing):
+            continue
+        colour, quality = _sample(point[facing], normal[facing], images[v], depth, poses[v], intrinsics[v])
+        samples[v, facing] = colour
+        weights[v, facing] = quality * cosine[facing] ** SHARPNESS
+    total = weights.sum(0)
+    mean = np.einsum("vt,vti->ti", weights, samples) / np.maximum(total, 1e-12)[:, None]
+    # A view that disagrees with the others has seen something else at the edge of an occluder: count it less.
+    for _ in range(2):
+        off = np.abs(samples - mean).max(2) / 40.0
+        robust = weights / (1.0 + off**2) ** 2
+        mean = np.einsum("vt,vti->ti", robust, samples) / np.maximum(robust.sum(0), 1e-12)[:, None]
+    return mean, total
+
+
+def _sample(point, normal, image, depth, pose, intrinsic) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear colour [N, 3] over those of the four pixels that show this very surface, and their share [N] in 0..1."""
+    height, width = depth.shape
+    pixel, z = cameras.project(point, pose, intrinsic)
+    pixel = pixel - 0.5
+    base = np.floor(pixel).astype(np.int64)
+    part = pixel - base
+    grid = cameras.unproject(depth, pose, intrinsic)
+    surface_normal = _grid_normals(grid, depth, pose, intrinsic)
+    # Pixels at the edge of something nearer may belong to it: those count a tenth.
+    nearest = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), 3, mode="nearest")
+    furthest = ndimage.maximum_filter(depth, 3, mode="nearest")
+    edge = (
+        (depth > nearest + 0.04) | (ndimage.minimum_filter(depth, 3, mode="nearest") <= 0) | (furthest > depth + 0.04)
+    )
+    trust = np.where(edge, 0.1, 1.0).astype(np.float32)
+    colour = np.zeros((len(point), 3), np.float32)
+    total, quality = np.zeros(len(point), np.float32), np.zeros(len(point), np.float32)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, row = base[:, 0] + dx, base[:, 1] + dy
+            valid = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            column, row = np.clip(column, 0, width - 1), np.clip(row, 0, height - 1)
+            here = depth[row, column]
+            agree = np.einsum("ti,ti->t", surface_normal[row, column], normal)
+            valid &= (here > 0) & (np.abs(here - z) < 0.025) & (agree > 0.2)
+            share = np.abs(1 - dx - part[:, 0]) * np.abs(1 - dy - part[:, 1]) * valid
+            colour += share[:, None] * image[row, column, :3]
+            total += share
+            quality += share * trust[row, column]
+    return colour / np.maximum(total, 1e-9)[:, None], np.where(total > 0.05, quality, 0.0)
