@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn materials into ones that show their base colour alone, whatever the light.
+
+Render passes were measured against this and lose: Diffuse Color is black on metal and on emitters, Denoising Albedo adds
+the Fresnel reflection, and both are black for materials made with “Shader to RGB”. So each material is copied and every
+surface shader in the copy (also inside groups) becomes an Emission of its base colour. Mix and Add Shader stay as they
+are and now mix colours, exactly and without noise; Transparent stays too, so masks cut. The originals are not touched.
+"""
+
+from __future__ import annotations
+
+import os
+
+import bpy
+
+from . import compat
+
+GENERATED = "lim_generated"
+"""Point attribute of the baked meshes: their Generated coordinates at rest, so that procedural patterns stick."""
+PLAIN_GREY = (0.8, 0.8, 0.8, 1.0)  # what Blender shows where there is no material
+
+_USES_GENERATED = {  # these read Generated where their Vector is not linked
+    f"ShaderNodeTex{kind}" for kind in ("Noise", "Voronoi", "Wave", "Magic", "Musgrave", "Checker", "Brick", "Gradient")
+}
+_KEPT_SHADERS = {"ShaderNodeMixShader", "ShaderNodeAddShader", "ShaderNodeBsdfTransparent", "ShaderNodeHoldout"}
+
+
+class AlbedoMaterials:
+    """The copies of one capture. `close()` removes all that was made."""
+
+    def __init__(self) -> None:
+        self.missing: dict[str, str] = {}
+        """Name of each image whose file was not found -> its path."""
+        self._materials: dict[bpy.types.Material | None, bpy.types.Material] = {}
+        self._groups: dict[bpy.types.NodeTree, bpy.types.NodeTree] = {}
+        self._made: list[bpy.types.ID] = []
+
+    def of(self, material: bpy.types.Material | None) -> bpy.types.Material:
+        """The material that shows the base colour of `material`; None is an unpainted (or vertex-painted) surface."""
+        if material not in self._materials:
+            self._materials[material] = self._plain(material) if self._is_plain(material) else self._copy(material)
+        return self._materials[material]
+
+    def painted(self) -> bpy.types.Material:
+        """For meshes without a material that carry vertex colours: sculptors see those in the viewport."""
+        key = "painted"
+        if key not in self._materials:
+            material, emission = self._emission_material("LIM painted")
+            colours = material.node_tree.nodes.new("ShaderNodeVertexColor")  # no name: the active one
+            material.node_tree.links.new(colours.outputs["Color"], emission.inputs["Color"])
+            self._materials[key] = material
+        return self._materials[key]
+
+    def close(self) -> None:
+        bpy.data.batch_remove(self._made)
+        self._made.clear()
+        self._materials.clear()
+        self._groups.clear()
+
+    # ---- one material ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _is_plain(material: bpy.types.Material | None) -> bool:
+        return material is None or not compat.has_nodes(material)
+
+    def _plain(self, material: bpy.types.Material | None) -> bpy.types.Material:
+        made, emission = self._emission_material("LIM plain")
+        emission.inputs["Color"].default_value = PLAIN_GREY if material is None else material.diffuse_color
+        return made
+
+    def _emission_material(self, name: str) -> tuple[bpy.types.Material, bpy.types.Node]:
+        made = compat.new_material(name)
+        self._made.append(made)
+        made.cycles.emission_sampling = "NONE"
+        output = made.node_tree.nodes.new("ShaderNodeOutputMaterial")
+        emission = made.node_tree.nodes.new("ShaderNodeEmission")
+        made.node_tree.links.new(emission.outputs["Emission"], output.inputs["Surface"])
+        return made, emission
+
+    def _copy(self, material: bpy.types.Material) -> bpy.types.Material:
+        made = material.copy()
+        self._made.append(made)
+        made.cycles.emission_sampling = "NONE"  # millions of little lamps would be built for nothing
+        tree = made.node_tree
+        output = tree.get_output_node("CYCLES") or tree.get_output_node("EEVEE")
+        self._rewire(tree)
+        if output is not None:
+            for other in [n for n in tree.nodes if n.bl_idname == "ShaderNodeOutputMaterial" and n != output]:
+                tree.nodes.remove(other)
+            output.target = "ALL"
+            for socket in (output.inputs["Volume"], output.inputs["Displacement"]):
+                for link in list(socket.links):
+                    tree.links.remove(link)
+        return made
+
+    def _group(self, group: bpy.types.NodeTree) -> bpy.types.NodeTree:
+        if group not in self._groups:
+            made = self._groups[group] = group.copy()
+            self._made.append(made)
+            self._rewire(made)
+        return self._groups[group]
+
+    # ---- one node tree -----------------------------------------------------------------------------------------
+
+    def _rewire(self, tree: bpy.types.NodeTree) -> None:
+        for node in list(tree.nodes):
+            if node.bl_idname == "ShaderNodeGroup" and node.node_tree is not None:
+                node.node_tree = self._group(node.node_tree)
+            elif node.bl_idname == "ShaderNodeTexImage":
+                self._drop_missing(tree, node)
+            elif node.bl_idname == "ShaderNodeTexCoord":
+                _use_attribute(tree, node.outputs["Generated"])
+            elif node.bl_idname in _USES_GENERATED and "Vector" in node.inputs and not node.inputs["Vector"].is_linked:
+                source = tree.nodes.new("ShaderNodeAttribute")
+                source.attribute_name = GENERATED
+                tree.links.new(source.outputs["Vector"], node.inputs["Vector"])
+        for node in [n for n in tree.nodes if n.bl_idname == "ShaderNodeShaderToRGB"]:
+            _show_lit(tree, node)
+        for node in list(tree.nodes):
+            shader = next((s for s in node.outputs if s.type == "SHADER"), None)
+            if shader is None or node.bl_idname in _KEPT_SHADERS or node.bl_idname in _PASSED_THROUGH:
+                continue
+            _replace_shader(tree, node, shader)
+
+    def _drop_missing(self, tree: bpy.types.NodeTree, node: bpy.types.Node) -> None:
+        """Unlink an image whose file is gone, so that what it fed falls back to its own flat colour (else magenta)."""
+        image = node.image
+        if image is not None:
+            path = bpy.path.abspath(image.filepath, library=image.library)
+            if image.source != "FILE" or image.packed_file or image.is_dirty or os.path.isfile(path):
+                return
+            self.missing[image.name] = path
+        for output in node.outputs:
+            for link in list(output.links):
+                tree.links.remove(link)
+
+
+_PASSED_THROUGH = {"ShaderNodeGroup", "NodeGroupInput", "NodeReroute", "NodeUndefined"}
+
+
+def _use_attribute(tree: bpy.types.NodeTree, output: bpy.types.NodeSocket) -> None:
+    targets = [link.to_socket for link in output.links]
+    if targets:
+        source = tree.nodes.new("ShaderNodeAttribute")
+        source.attribute_name = GENERATED
+        for target in targets:
+            tree.links.new(source.outputs["Vector"], target)
+
+
+def _feed(tree: bpy.types.NodeTree, source: bpy.types.NodeSocket, target: bpy.types.NodeSocket) -> None:
+    """Give `target` what `source` (an input of another node) gets: its link, or its value."""
+    if source.is_linked:
+        tree.links.new(source.links[0].from_socket, target)
+    elif target.type == "RGBA" and source.type == "RGBA":
+        target.default_value = source.default_value
+    elif target.type == "VALUE" and source.type == "VALUE":
+        target.default_value = source.default_value
+
+
+def _colour_input(node: bpy.types.Node) -> bpy.types.NodeSocket | None:
+    return next((node.inputs[name] for name in ("Base Color", "Color") if name in node.inputs), None)
+
+
+def _show_lit(tree: bpy.types.NodeTree, node: bpy.types.Node) -> None:
+    """Cycles has no “Shader to RGB”: pass on the shader's base colour, as if fully lit; white if it is not plain."""
+    targets = [link.to_socket for link in node.outputs["Color"].links]
+    source = node.inputs[0].links[0].from_node if node.inputs[0].is_linked else None
+    colour = _colour_input(source) if source else None
+    through = tree.nodes.new("ShaderNodeMixRGB")
+    through.inputs[0].default_value = 0.0
+    through.inputs[1].default_value = (1, 1, 1, 1)
+    if colour is not None:
+        _feed(tree, colour, through.inputs[1])
+    for target in targets:
+        tree.links.new(through.outputs[0], target)
+
+
+def _replace_shader(tree: bpy.types.NodeTree, node: bpy.types.Node, shader: bpy.types.NodeSocket) -> None:
+    """Put an Emission of the node's base colour in the place of its shader output."""
+    targets = [link.to_socket for link in shader.links]
+    if not targets:
+        return
+    emission = tree.nodes.new("ShaderNodeEmission")
+    colour = _colour_input(node)
+    if colour is not None:
+        _feed(tree, colour, emission.inputs["Color"])
+    if node.bl_idname == "ShaderNodeEmission":
+        _feed_capped(tree, node.inputs["Strength"], emission.inputs["Strength"])
+    result = emission.outputs["Emission"]
+    if "Emission Color" in node.inputs and "Emission Strength" in node.inputs:
+        result = _with_glow(tree, node, emission)
+    if "Alpha" in node.inputs and (node.inputs["Alpha"].is_linked or node.inputs["Alpha"].default_value <= 0.0):
+        # A flat alpha between 0 and 1 is glass or a ghost: it counts as a surface. A linked one is a mask.
+        mask = tree.nodes.new("ShaderNodeMixShader")
+        _feed(tree, node.inputs["Alpha"], mask.inputs[0])
+        tree.links.new(tree.nodes.new("ShaderNodeBsdfTransparent").outputs[0], mask.inputs[1])
+        tree.links.new(result, mask.inputs[2])
+        result = mask.outputs[0]
+    for target in targets:
+        tree.links.new(result, target)
+
+
+def _feed_capped(tree: bpy.types.NodeTree, source: bpy.types.NodeSocket, target: bpy.types.NodeSocket) -> None:
+    """An emitter of strength 20 has the colour of one of strength 1."""
+    if not source.is_linked:
+        target.default_value = min(1.0, max(0.0, source.default_value))
+        return
+    cap = tree.nodes.new("ShaderNodeClamp")
+    tree.links.new(source.links[0].from_socket, cap.inputs["Value"])
+    tree.links.new(cap.outputs[0], target)
+
+
+def _with_glow(tree: bpy.types.NodeTree, node: bpy.types.Node, base: bpy.types.Node) -> bpy.types.NodeSocket:
+    """base · (1 - brightest channel of the glow) + glow: a glowing part shows its glow, a dark one its base colour."""
+    colour, strength = node.inputs["Emission Color"], node.inputs["Emission Strength"]
+    dark = not colour.is_linked and max(colour.default_value[:3]) <= 0.0
+    if dark or (not strength.is_linked and strength.default_value <= 0.0):
+        return base.outputs["Emission"]
+    glow = tree.nodes.new("ShaderNodeEmission")
+    _feed(tree, colour, glow.inputs["Color"])
+    _feed_capped(tree, strength, glow.inputs["Strength"])
+    split = tree.nodes.new("ShaderNodeSeparateColor")
+    _feed(tree, colour, split.inputs[0])
+    brightest = split.outputs[0]
+    for channel in (split.outputs[1], split.outputs[2], None):
+        step = tree.nodes.new("ShaderNodeMath")
+        tree.links.new(brightest, step.inputs[0])
+        if channel is None:
+            step.operation = "MULTIPLY"
+            _feed_capped(tree, strength, step.inputs[1])
+        else:
+            step.operation = "MAXIMUM"
+            tree.links.new(channel, step.inputs[1])
+        brightest = step.outputs[0]
+    rest = tree.nodes.new("ShaderNodeMath")
+    rest.operation, rest.use_clamp = "SUBTRACT", True
+    rest.inputs[0].default_value = 1.0
+    tree.links.new(brightest, rest.inputs[1])
+    tree.links.new(rest.outputs[0], base.inputs["Strength"])
+    total = tree.nodes.new("ShaderNodeAddShader")
+    tree.links.new(base.outputs["Emission"], total.inputs[0])
+    tree.links.new(glow.outputs["Emission"], total.inputs[1])
+    return total.outputs[0]
