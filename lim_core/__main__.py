@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m lim_core COMMAND …`: every command of the backend. Each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from . import __version__, protocol
+from .errors import Cancelled, LimError
+
+COMMANDS = {
+    "run": ("worker", "run a job folder (what Blender starts)"),
+    "doctor": ("doctor", "check the environment, the device and the weights"),
+    "sheet": ("contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
+    "bake": ("data.bake", "animated assets → packs"),
+    "cache": ("data.cache", "packs → rendered sequences for training"),
+    "train": ("training.train", "train one of the four networks"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"LIM for Blender, backend {__version__}\n\nusage: python -m lim_core COMMAND …\n")
+        for name, (_, text) in COMMANDS.items():
+            print(f"  {name:<12}{text}")
+        return protocol.EXIT_RESULT if argv else protocol.EXIT_USAGE
+    if argv[0] not in COMMANDS:
+        print(f"“{argv[0]}” is not a command; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return protocol.EXIT_USAGE
+    module = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
+    try:
+        return module.main(argv[1:]) or 0
+    except LimError as error:
+        print(f"{error.message} {error.hint}".strip(), file=sys.stderr)
+        return protocol.ERROR_CODES.get(error.code, (protocol.EXIT_CRASH, ""))[0]
+    except Cancelled:
+        return protocol.EXIT_CANCELLED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

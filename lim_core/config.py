@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sizes of the networks. Frozen dataclasses; on disk they are `config.json`; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from .errors import LimError
+
+NETWORKS = ("lrm", "lrm-xyz", "lim", "lim-xyz")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One reconstructor and the interpolator on top of it; both twins (RGB, canonical) share the sizes."""
+
+    image_size: int = 64
+    """Pixels along each side of an input view; captures are averaged down to it."""
+    patch: int = 8
+    """Pixels along each side of an image token."""
+    width: int = 128
+    heads: int = 4
+    encoder_blocks: int = 2
+    """Self-attention blocks over all views' image tokens before they condition the planes."""
+    blocks: int = 6
+    """LRM blocks (the paper: 12)."""
+    lim_blocks: int = 3
+    """LIM blocks, one for each of the last LRM blocks (the paper: 6)."""
+    plane_tokens: int = 12
+    """Tokens along each side of a plane; the triplane has 3 × plane_tokens²."""
+    upsample: int = 5
+    """Each token becomes upsample² cells of the plane."""
+    channels: int = 16
+    """Features per plane cell."""
+    decoder_width: int = 64
+    """Hidden units of the two-layer network that turns plane features into density and content."""
+    ray_samples: int = 48
+    evidence: bool = True
+    """Take position maps where the capture has them: as channels of the image tokens and splatted onto the planes.
+    Off is the paper's form (RGB and Plücker rays only)."""
+
+    @property
+    def plane_size(self) -> int:
+        return self.plane_tokens * self.upsample
+
+
+def nano() -> ModelConfig:
+    """For tests and for training on a CPU."""
+    return ModelConfig()
+
+
+def small() -> ModelConfig:
+    """The bundled size once a GPU has trained it: the paper's depth at a laptop's width."""
+    return ModelConfig(
+        image_size=128, width=256, heads=4, encoder_blocks=4, blocks=12, lim_blocks=6, plane_tokens=32, upsample=4,
+        ray_samples=64,
+    )  # fmt: skip
+
+
+def base() -> ModelConfig:
+    """The scale of the paper's family, for those with a cluster."""
+    return ModelConfig(
+        image_size=256, patch=16, width=768, heads=12, encoder_blocks=12, blocks=12, lim_blocks=6, plane_tokens=32,
+        upsample=4, channels=32, ray_samples=96,
+    )  # fmt: skip
+
+
+PRESETS = {"nano": nano, "small": small, "base": base}
+
+
+def to_json(config: ModelConfig, network: str) -> str:
+    return json.dumps({"network": network, **dataclasses.asdict(config)}, indent=2)
+
+
+def read(path: str | Path) -> tuple[ModelConfig, str]:
+    """The configuration in a checkpoint's config.json and the network's name; flaws are `weights_broken`."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        network = data.pop("network")
+    except (ValueError, KeyError, AttributeError):
+        raise LimError("weights_broken", f"“{path}” is not a checkpoint's configuration.") from None
+    unknown = sorted(set(data) - {field.name for field in dataclasses.fields(ModelConfig)})
+    if unknown or network not in NETWORKS:
+        raise LimError("weights_broken", f"“{path}” has an unknown entry: {unknown[0] if unknown else network}.")
+    return ModelConfig(**data), network

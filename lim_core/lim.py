@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LIM: T̂_{k+α} = LIM(F_k, I_{k+1}, α), continuous in α (LIM, section 3.2), and its canonical twin LIM̄.
+
+    stream  = LRM's features before its last blocks ⊕ sinusoidal encoding of α [+ the target's splatted evidence]
+    × blocks: LN → cross-attention to F_k's block i → +;  LN → cross-attention to the image tokens of k+1 → +;
+              LN → self-attention → +;  LN → MLP → +
+    triplane = head; the decoder that reads it is LRM's own, frozen.
+
+The twin carries canonical coordinates: F̄_k comes from LRM̄ on the canonical renders of the source time, the image tokens
+from the RGB of BOTH times (the target's canonical renders do not exist): joined as views of one token set, source first.
+LIM can take its own features instead of LRM's (causal consistency, section 3.3).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .errors import LimError
+from .images import Views
+from .lrm import LRM, Attention, Features, ImageEncoder, PlaneEvidence, TriplaneHead, mlp, sincos
+
+ALPHA_SCALE = 1000.0  # α in [0, 1] is encoded as 0..1000, the range that the frequencies of `sincos` resolve
+
+
+class LIMBlock(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm_feature = nn.LayerNorm(config.width)
+        self.feature_attention = Attention(config.width, config.heads)
+        self.norm_image = nn.LayerNorm(config.width)
+        self.image_attention = Attention(config.width, config.heads)
+        self.norm_self = nn.LayerNorm(config.width)
+        self.self_attention = Attention(config.width, config.heads)
+        self.norm_mlp = nn.LayerNorm(config.width)
+        self.mlp = mlp(config.width)
+
+    def forward(self, x: Tensor, feature: Tensor, image_tokens: Tensor) -> Tensor:
+        x = x + self.feature_attention(self.norm_feature(x), self.norm_feature(feature))
+        x = x + self.image_attention(self.norm_image(x), image_tokens)
+        normed = self.norm_self(x)
+        x = x + self.self_attention(normed, normed)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class LIM(nn.Module):
+    """The interpolator on top of a reconstructor of the same configuration."""
+
+    def __init__(self, config: ModelConfig, canonical: bool = False):
+        super().__init__()
+        self.config = config
+        self.canonical = canonical
+        self.encoder = ImageEncoder(config)
+        if canonical:
+            self.time_embed = nn.Parameter(torch.zeros(2, config.width))  # tells the source's tokens from the target's
+        self.join_alpha = nn.Linear(2 * config.width, config.width)
+        self.evidence = PlaneEvidence(config) if config.evidence else None
+        self.join_evidence = nn.Linear(config.width, config.width) if config.evidence else None
+        self.blocks = nn.ModuleList(LIMBlock(config) for _ in range(config.lim_blocks))
+        self.head = TriplaneHead(config)
+
+    @torch.no_grad()
+    def initialise_from(self, lrm: LRM, rgb: LRM | None = None) -> None:
+        """Start from the reconstructor's weights (LIM, appendix B).
+
+        Args:
+            lrm: the reconstructor whose features are read (LRM̄ for the canonical twin).
+            rgb: for the canonical twin, the RGB reconstructor, whose encoder reads the pictures.
+        """
+        pictures = rgb or lrm
+        self.encoder.load_state_dict(pictures.encoder.state_dict())
+        self.head.load_state_dict(lrm.head.state_dict())
+        width = self.config.width
+        self.join_alpha.weight[:, :width] = torch.eye(width)
+        self.join_alpha.weight[:, width:] *= 0.5
+        self.join_alpha.bias.zero_()
+        if self.evidence is not None:
+            self.evidence.load_state_dict(pictures.evidence.state_dict())
+            self.join_evidence.weight.mul_(0.1)
+            self.join_evidence.bias.zero_()
+        for block, source in zip(self.blocks, lrm.blocks[-self.config.lim_blocks :]):
+            for mine, theirs in (
+                ("norm_feature", "norm_self"), ("feature_attention", "self_attention"),
+                ("norm_image", "norm_image"), ("image_attention", "image_attention"),
+                ("norm_self", "norm_self"), ("self_attention", "self_attention"),
+                ("norm_mlp", "norm_mlp"), ("mlp", "mlp"),
+            ):  # fmt: skip
+                getattr(block, mine).load_state_dict(copy.deepcopy(getattr(source, theirs).state_dict()))
+
+    def condition(self, target: Views, source: Views | None = None) -> tuple[Tensor, Tensor | None]:
+        """What does not depend on α: the image tokens and the target's evidence. Compute once per pair of keyframes.
+
+        Args:
+            target: RGB views of the next keyframe.
+            source: RGB views of this keyframe; for the canonical twin only.
+        Raises:
+            LimError: the two times have different rigs, or the twin was given no source.
+        """
+        if self.canonical != (source is not None):
+            raise LimError("bad_capture", "The canonical interpolator needs the pictures of both keyframes.")
+        tokens = self.encoder(target)
+        if source is not None:
+            if source.content.shape != target.content.shape:
+                raise LimError("bad_capture", "Two keyframes were captured with different numbers of views.")
+            tokens = torch.cat([self.encoder(source) + self.time_embed[0], tokens + self.time_embed[1]], 1)
+        return tokens, None if self.evidence is None else self.evidence(target)
+
+    def forward(
+        self,
+        features: Features,
+        condition: tuple[Tensor, Tensor | None],
+        alpha: Float[Tensor, " B"],
+    ) -> tuple[Float[Tensor, "B 3 C R R"], Features]:
+        """T̂ at `alpha` between the features' time (0) and the condition's (1), and LIM's own features there.
+
+        Raises:
+            LimError: alpha outside [0, 1], or features of a network of another size.
+        """
+        if bool((alpha < 0).any()) or bool((alpha > 1).any()):
+            raise LimError("bad_request", f"Alpha {alpha.tolist()} lies outside the interval from 0 to 1.")
+        if len(features.blocks) != len(self.blocks) or features.entering.shape[-1] != self.config.width:
+            raise LimError("weights_broken", "The interpolator was given features of another reconstructor.")
+        tokens, evidence = condition
+        batch = len(alpha)
+        stream = features.entering.expand(batch, -1, -1)
+        time = sincos(alpha.float() * ALPHA_SCALE, self.config.width).to(stream)[:, None].expand_as(stream)
+        x = self.join_alpha(torch.cat([stream, time], -1))
+        if evidence is not None:
+            x = x + self.join_evidence(evidence).expand(batch, -1, -1)
+        tokens = tokens.expand(batch, -1, -1)
+        outputs = []
+        for block, feature in zip(self.blocks, features.blocks):
+            x = block(x, feature.expand(batch, -1, -1), tokens)
+            outputs.append(x)
+        return self.head(x), Features(features.entering.expand(batch, -1, -1), outputs)
