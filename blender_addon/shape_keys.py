@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write a finished job into the scene: one mesh, one shape key a frame, one action that plays them.
+
+The result's files are read and checked before the scene is touched, everything is built in new data, and the object is
+linked last: an error leaves nothing behind. Positions are written where the source stands (`world_to_model` undone).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+
+from ..lim_core import protocol, request
+from ..lim_core.errors import LimError, from_os_error
+from . import capture_scene, compat
+
+FRAMES = "lim_frames"
+"""Custom property of a result: its frames, in the order of its shape keys after the basis."""
+
+
+def write_result(
+    scene: bpy.types.Scene,
+    job_folder: str | os.PathLike,
+    *,
+    source_objects: Sequence[bpy.types.Object] = (),
+    template_object: bpy.types.Object | None = None,
+    collection_name: str = "LIM",
+) -> bpy.types.Object:
+    """Add the job's result to the scene and return its object.
+
+    Args:
+        source_objects: what was captured; the template “mesh” is looked for among them if it is not given.
+        template_object: the artist's mesh, for template “mesh”: the result is a copy of it as it is at the first
+            keyframe, with its UVs, materials and vertex groups.
+        collection_name: made below the scene's own collection if it does not exist.
+    Raises:
+        LimError: missing_file, bad_request, backend_crashed (a file of the result is broken), bad_template.
+    """
+    job = Path(job_folder)
+    asked = request.read(job)
+    arrays = read_result(job, asked)
+    positions, frames = arrays["positions"], arrays["frames"]
+    to_world = np.linalg.inv(np.array(asked.world_to_model, np.float64))
+    made: list[bpy.types.ID] = []
+    try:
+        if asked.template == "mesh":
+            mesh, matrix = _template_mesh(scene, asked, template_object, source_objects, positions.shape[1])
+            made.append(mesh)
+        else:
+            matrix = np.eye(4)
+            matrix[:3, 3] = to_world[:3, 3]
+            mesh = _new_mesh(asked.name, arrays, made)
+            mesh.materials.append(_new_material(asked.name, job / protocol.TEXTURE_FILE, made))
+        mesh.name = asked.name
+        object = bpy.data.objects.new(asked.name, mesh)
+        made.append(object)
+        object.matrix_world = Matrix(matrix.tolist())
+        to_local = np.linalg.inv(np.array(object.matrix_basis, np.float64)) @ to_world
+        local = (positions.astype(np.float64) @ to_local[:3, :3].T + to_local[:3, 3]).astype(np.float32)
+        _add_keys(object, local, frames, made)
+        object[FRAMES] = [float(frame) for frame in frames]
+        _collection(scene, collection_name, made).objects.link(object)
+    except BaseException:
+        bpy.data.batch_remove(made)
+        raise
+    return object
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_result(job: Path, asked: request.Request) -> dict[str, np.ndarray]:
+    """The checked arrays of result.npz: positions [T, V, 3], frames [T], faces [F, 3], loop_uvs [F, 3, 2] (only for
+    template “reconstructed”); model space.
+
+    Raises:
+        LimError: missing_file, backend_crashed.
+    """
+    try:
+        about = json.loads((job / protocol.RESULT_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise from_os_error(error, "reading the result") from None
+    except ValueError:
+        raise _broken(f"{protocol.RESULT_FILE} is not readable as JSON") from None
+    if not isinstance(about, dict) or about.get("protocol") != protocol.VERSION:
+        raise _broken(f"{protocol.RESULT_FILE} is not of version {protocol.VERSION} of the protocol")
+    wanted = {"positions": (3, "f"), "frames": (1, "f"), "faces": (2, "i")}
+    if asked.template == "reconstructed":
+        wanted["loop_uvs"] = (3, "f")
+    arrays = _arrays(job / protocol.RESULT_ARRAYS, wanted)
+    positions, frames, faces = arrays["positions"], arrays["frames"], arrays["faces"]
+    count = positions.shape[1]
+    if positions.shape[2] != 3 or faces.shape[1] != 3 or not count or not len(faces):
+        raise _broken("its mesh is empty or of the wrong shape")
+    if len(frames) != len(positions) or not np.allclose(frames, asked.frames(), rtol=0, atol=1e-6):
+        raise _broken("its frames are not the ones that were asked for")
+    if faces.min() < 0 or faces.max() >= count:
+        raise _broken("its faces name vertices that do not exist")
+    if "loop_uvs" in arrays and arrays["loop_uvs"].shape != (len(faces), 3, 2):
+        raise _broken("its UVs do not fit its faces")
+    for name in ("positions", "loop_uvs"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise _broken(f"its {name} hold values that are not numbers")
+    return arrays
+
+
+def _arrays(path: Path, wanted: dict[str, tuple[int, str]]) -> dict[str, np.ndarray]:
+    """Arrays of an npz: name -> (dimensions, kind of number). Never unpickles."""
+    if not path.is_file():
+        raise LimError("missing_file", f"The result is incomplete: there is no “{path}”.", "Run the job again.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = sorted(set(wanted) - set(archive.files))
+            if missing:
+                raise _broken(f"{path.name} has no {missing[0]}")
+            arrays = {name: archive[name] for name in wanted}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
+        raise _broken(f"{path.name} is cut off or not a file of ours ({error})") from None
+    except OSError as error:
+        raise from_os_error(error, "reading the result") from None
+    for name, (dimensions, kind) in wanted.items():
+        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in {"f": "f", "i": "iu"}[kind]:
+            raise _broken(f"{name} in {path.name} has the wrong shape or kind")
+    return arrays
+
+
+def _broken(flaw: str) -> LimError:
+    return LimError("backend_crashed", f"The backend's result cannot be used: {flaw}.", "Open the log, and run again.")
+
+
+# ---- building ------------------------------------------------------------------------------------------------------
+
+
+def _new_mesh(name: str, arrays: dict[str, np.ndarray], made: list[bpy.types.ID]) -> bpy.types.Mesh:
+    faces, positions = arrays["faces"], arrays["positions"]
+    mesh = bpy.data.meshes.new(name)
+    made.append(mesh)
+    mesh.vertices.add(positions.shape[1])
+    mesh.loops.add(faces.size)
+    mesh.polygons.add(len(faces))
+    mesh.vertices.foreach_set("co", np.ascontiguousarray(positions[0], np.float32).ravel())
+    mesh.loops.foreach_set("vertex_index", np.ascontiguousarray(faces, np.int32).ravel())
+    mesh.polygons.foreach_set("loop_start", np.arange(0, faces.size, 3, dtype=np.int32))
+    uvs = mesh.uv_layers.new(name="UVMap")
+    uvs.uv.foreach_set("vector", np.ascontiguousarray(arrays["loop_uvs"], np.float32).ravel())
+    mesh.update(calc_edges=True)
+    mesh.validate(clean_customdata=False)  # a face that names a vertex twice would crash tools later
+    mesh.shade_smooth()
+    return mesh
+
+
+def _new_material(name: str, texture: Path, made: list[bpy.types.ID]) -> bpy.types.Material:
+    """A matte surface with the texture, packed into the file."""
+    if not texture.is_file():
+        raise LimError("missing_file", f"The result is incomplete: there is no “{texture}”.", "Run the job again.")
+    image = bpy.data.images.load(str(texture), check_existing=False)
+    made.append(image)
+    if 0 in image.size:
+        raise _broken(f"{texture.name} is not a picture")
+    image.name = name
+    image.pack()
+    image.filepath_raw = f"//{name}.png"  # where unpacking would put it, not where the job lay
+    material = compat.new_material(name)
+    made.append(material)
+    nodes, links = material.node_tree.nodes, material.node_tree.links
+    output = nodes.new("ShaderNodeOutputMaterial")
+    surface = nodes.new("ShaderNodeBsdfPrincipled")
+    picture = nodes.new("ShaderNodeTexImage")
+    picture.image = image
+    surface.inputs["Roughness"].default_value = 1.0
+    surface.inputs["Specular IOR Level"].default_value = 0.0
+    surface.location, picture.location = (-300, 0), (-600, 0)
+    links.new(picture.outputs["Color"], surface.inputs["Base Color"])
+    links.new(surface.outputs["BSDF"], output.inputs["Surface"])
+    return material
+
+
+def _template_mesh(
+    scene: bpy.types.Scene,
+    asked: request.Request,
+    template: bpy.types.Object | None,
+    sources: Sequence[bpy.types.Object],
+    count: int,
+) -> tuple[bpy.types.Mesh, np.ndarray]:
+    """A copy of the artist's mesh as it is at the first keyframe, and the matrix [4, 4] for its object."""
+    template = template or next((source for source in sources if source.type == "MESH"), None)
+    if template is None:
+        raise LimError("bad_template", "The template mesh is gone from the scene.", "Undo its removal, and run again.")
+    frame = scene.frame_current_final if asked.source == "poses" else asked.keyframes[0]
+    mesh, matrix = capture_scene.evaluated_template(scene, template.name, frame)
+    if len(mesh.vertices) != count:
+        found = len(mesh.vertices)
+        bpy.data.meshes.remove(mesh)
+        raise LimError(
+            "bad_template",
+            f"“{template.name}” has {found} vertices at frame {frame:g}, but the job was run with {count}.",
+            "Undo the change to the mesh or its modifiers, or run the job again.",
+        )
+    # Animation of the copy would play on top of the shape keys.
+    if mesh.animation_data:
+        mesh.animation_data_clear()
+    return mesh, matrix
+
+
+def _add_keys(object: bpy.types.Object, local: np.ndarray, frames: np.ndarray, made: list[bpy.types.ID]) -> None:
+    """Shape keys and the action: at each frame its key alone is 1, between two frames the two are mixed linearly."""
+    mesh = object.data
+    if mesh.shape_keys:
+        object.shape_key_clear()
+    mesh.vertices.foreach_set("co", local[0].ravel())
+    mesh.update()
+    compat.add_shape_key(object, "Basis")
+    names = [f"Frame {format_frame(frame)}" for frame in frames]
+    keys = [compat.add_shape_key(object, name) for name in names]
+    for key, points in zip(keys, local):
+        key.data.foreach_set("co", np.ascontiguousarray(points).ravel())
+    curves = compat.new_action(mesh.shape_keys, object.name)
+    made.append(mesh.shape_keys.animation_data.action)
+    for i, key in enumerate(keys):
+        near = range(max(0, i - 1), min(len(frames), i + 2))
+        path = f'key_blocks["{bpy.utils.escape_identifier(key.name)}"].value'
+        compat.add_linear_fcurve(curves, path, [frames[j] for j in near], [float(j == i) for j in near])
+
+
+def format_frame(frame: float) -> str:
+    """1 -> “1”, 1.5 -> “1.5”; four decimals at most."""
+    return f"{float(frame):.4f}".rstrip("0").rstrip(".")
+
+
+def _collection(scene: bpy.types.Scene, name: str, made: list[bpy.types.ID]) -> bpy.types.Collection:
+    found = next((c for c in scene.collection.children_recursive if c.name == name), None)
+    if found is None:
+        found = bpy.data.collections.new(name)
+        made.append(found)
+        scene.collection.children.link(found)
+    return found
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def export(object: bpy.types.Object, path: str | os.PathLike) -> list[Path]:
+    """Write a result for other programs; the suffix decides: .glb (morph targets), .abc, .usd/.usda/.usdc/.usdz, .pc2
+    (with an .obj of the first frame), .obj (one file a frame). Returns the files written.
+
+    Raises:
+        LimError: nothing_selected (not a result), bad_request (unknown suffix), read_only, disk_full, internal.
+    """
+    path = Path(path)
+    if object is None or FRAMES not in object or not getattr(object.data, "shape_keys", None):
+        raise LimError(
+            "nothing_selected", "The object is not a result of LIM.", "Select an object in the collection LIM."
+        )
+    writers = {".pc2": _export_pc2, ".obj": _export_obj_sequence}
+    scene_writers = {".glb": _glb, ".abc": _alembic, ".usd": _usd, ".usda": _usd, ".usdc": _usd, ".usdz": _usd}
+    kind = path.suffix.lower()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind in writers:
+            return writers[kind](object, path)
+        if kind in scene_writers:
+            return _export_scene(object, path, scene_writers[kind])
+    except OSError as error:
+        raise from_os_error(error, "exporting") from error
+    raise LimError(
+        "bad_request",
+        f"“{path.name}” has no suffix that can be exported.",
+        f"Use one of {', '.join((*scene_writers, *writers))}.",
+    )
+
+
+def _export_scene(object: bpy.types.Object, path: Path, write) -> list[Path]:
+    """Run one of Blender's exporters on a temporary scene that holds only the result, at the timing of its own scene."""
+    home = next((s for s in bpy.data.scenes if object.name in s.objects), bpy.context.scene)
+    frames = object[FRAMES]
+    scene = bpy.data.scenes.new("LIM export")
+    try:
+        scene.render.fps, scene.render.fps_base = home.render.fps, home.render.fps_base
+        scene.unit_settings.scale_length = home.unit_settings.scale_length
+        scene.frame_start, scene.frame_end = int(np.floor(frames[0])), int(np.ceil(frames[-1]))
+        scene.collection.objects.link(object)
+        layer = scene.view_layers[0]
+        layer.update()
+        object.select_set(True, view_layer=layer)
+        layer.objects.active = object
+        window = bpy.context.window
+        context = {"scene": scene, "view_layer": layer, "active_object": object, "selected_objects": [object]}
+        temporary = path.with_name(f"lim_part_{path.name}")
+        with bpy.context.temp_override(**context), compat.quiet_output():
+            if window is not None:
+                window.scene, before = scene, window.scene
+            try:
+                done = write(temporary)
+            finally:
+                if window is not None:
+                    window.scene = before
+        if "FINISHED" not in done or not temporary.is_file():
+            raise LimError("internal", f"Blender's exporter wrote no “{path.name}”.", "Blender's console says more.")
+        os.replace(temporary, path)
+    except (RuntimeError, AttributeError) as error:  # the exporter's own report, or a Blender built without it
+        raise LimError("internal", f"Blender's exporter failed: {str(error).strip()}", "") from error
+    finally:
+        bpy.data.scenes.remove(scene)
+    return [path]
+
+
+def _glb(path: Path) -> set[str]:
+    import addon_utils
+
+    if not addon_utils.check("io_scene_gltf2")[1]:
+        addon_utils.enable("io_scene_gltf2", default_set=False)
+    return bpy.ops.export_scene.gltf(
+        filepath=str(path),
+        export_format="GLB",
+        use_active_scene=True,
+        export_animations=True,
+        export_morph=True,
+        export_morph_animation=True,
+        export_morph_normal=False,
+        export_frame_range=True,
+        export_animation_mode="ACTIVE_ACTIONS",
+    )
+
+
+def _alembic(path: Path) -> set[str]:
+    scene = bpy.context.scene
+    return bpy.ops.wm.alembic_export(
+        filepath=str(path),
+        start=scene.frame_start,
+        end=scene.frame_end,
+        selected=True,
+        flatten=True,
+        as_background_job=False,
+    )
+
+
+def _usd(path: Path) -> set[str]:
+    return bpy.ops.wm.usd_export(
+        filepath=str(path), selected_objects_only=True, export_animation=True, export_shapekeys=False
+    )
+
+
+def _positions(object: bpy.types.Object) -> np.ndarray:
+    """[T, V, 3] float32 of the shape keys, in the object's space."""
+    keys = object.data.shape_keys.key_blocks[1 : 1 + len(object[FRAMES])]
+    positions = np.empty((len(keys), len(object.data.vertices), 3), np.float32)
+    for row, key in zip(positions, keys):
+        flat = np.empty(row.size, np.float32)
+        key.data.foreach_get("co", flat)
+        row[:] = flat.reshape(-1, 3)
+    return positions
+
+
+def _export_pc2(object: bpy.types.Object, path: Path) -> list[Path]:
+    """Point cache 2 for a Mesh Cache modifier, and the mesh that it moves."""
+    import struct
+
+    positions, frames = _positions(object), object[FRAMES]
+    step = (frames[-1] - frames[0]) / (len(frames) - 1)
+    head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], frames[0], step, len(frames))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(head + positions.astype("<f4").tobytes())
+    os.replace(temporary, path)
+    return [path, *_write_obj(object, path.with_suffix(".obj"), positions[0], path.stem)]
+
+
+def _export_obj_sequence(object: bpy.types.Object, path: Path) -> list[Path]:
+    """name_0001.obj, … in world space, numbered in order, sharing name.mtl and name.png."""
+    matrix = np.array(object.matrix_world, np.float64)
+    written: list[Path] = []
+    for number, points in enumerate(_positions(object)):
+        world = points @ matrix[:3, :3].T + matrix[:3, 3]
+        written += _write_obj(object, path.with_name(f"{path.stem}_{number + 1:04d}.obj"), world, path.stem)
+    return list(dict.fromkeys(written))
+
+
+def _write_obj(object: bpy.types.Object, path: Path, points: np.ndarray, stem: str) -> list[Path]:
+    mesh = object.data
+    corners = np.empty(len(mesh.loops), np.int32)
+    mesh.loops.foreach_get("vertex_index", corners)
+    lines = [f"mtllib {stem}.mtl", f"o {stem}"]
+    lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in points.tolist()]
+    layer = mesh.uv_layers.active
+    if layer:
+        uvs = np.empty(len(mesh.loops) * 2, np.float32)
+        layer.uv.foreach_get("vector", uvs)
+        lines += [f"vt {u:.6g} {v:.6g}" for u, v in uvs.reshape(-1, 2).tolist()]
+    lines += ["usemtl lim", "s 1"]
+    for polygon in mesh.polygons:
+        lines.append(
+            "f " + " ".join(f"{corners[i] + 1}/{i + 1}" if layer else f"{corners[i] + 1}" for i in polygon.loop_indices)
+        )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    written = [path]
+    materials = path.with_name(f"{stem}.mtl")
+    text = "newmtl lim\nKd 1 1 1\nKs 0 0 0\n"
+    image = _base_image(mesh)
+    if image is not None:
+        picture = path.with_name(f"{stem}.png")
+        if image.packed_file:
+            picture.write_bytes(image.packed_file.data)
+        else:
+            shutil.copyfile(bpy.path.abspath(image.filepath), picture)
+        text += f"map_Kd {picture.name}\n"
+        written.append(picture)
+    materials.write_text(text, encoding="utf-8")
+    return [*written, materials]
+
+
+def _base_image(mesh: bpy.types.Mesh) -> bpy.types.Image | None:
+    nodes = [
+        n for m in mesh.materials if m and m.node_tree for n in m.node_tree.nodes if n.bl_idname == "ShaderNodeTexImage"
+    ]
+    return next((node.image for node in nodes if node.image), None)
