@@ -26,6 +26,7 @@ from lim_core.errors import LimError  # noqa: E402
 GREY = (0.8, 0.8, 0.8)  # Blender's own default colour, linear
 SKIN_TOLERANCE = 0.001  # of the box's diagonal
 STILL = 0.01  # a clip in which no vertex moves further than this, relative to the box's diagonal, is dropped
+SOLID = 0.25  # alpha from which a cut-out surface counts as there: exporters write cut-offs of 0.3 to 0.5
 SAME = 0.002  # clips whose vertices never differ by more than this are the same clip
 
 
@@ -155,6 +156,7 @@ class Colour:
     def __init__(self, factor=(1.0, 1.0, 1.0), image=None, uv_map="", mapping=None, attribute=None):
         self.factor, self.image, self.uv_map, self.mapping = np.array(factor[:3], float), image, uv_map, mapping
         self.attribute = attribute
+        self.cutout = False  # the image's alpha cuts holes into the surface
 
     def times(self, other: Colour) -> Colour:
         image = self if self.image is not None else other
@@ -205,6 +207,16 @@ def socket_colour(socket) -> Colour:
     return Colour(GREY)
 
 
+def cut_by_alpha(socket) -> bool:
+    """Whether an image's alpha arrives at a socket, through mathematics at most."""
+    source = first_link(socket)
+    if source is None:
+        return False
+    if source.node.type == "TEX_IMAGE":
+        return source.name == "Alpha"
+    return source.node.type == "MATH" and any(cut_by_alpha(s) for s in source.node.inputs)
+
+
 def shader_colour(socket) -> Colour | None:
     """The albedo of a shader; None where it has none (transparency)."""
     source = first_link(socket)
@@ -218,6 +230,7 @@ def shader_colour(socket) -> Colour | None:
         if glow is not None and colour.image is None and colour.factor.max() < 0.01:
             if strength is None or strength.is_linked or strength.default_value > 0:
                 return socket_colour(glow)
+        colour.cutout = cut_by_alpha(node.inputs["Alpha"])
         return colour
     if node.type == "EMISSION" or node.type.startswith("BSDF_") and node.type != "BSDF_TRANSPARENT":
         return socket_colour(node.inputs["Color"]) if "Color" in node.inputs else Colour(GREY)
@@ -225,6 +238,7 @@ def shader_colour(socket) -> Colour | None:
         if candidate.type == "SHADER":
             colour = shader_colour(candidate)
             if colour is not None:
+                colour.cutout |= any(cut_by_alpha(s) for s in node.inputs if s.type == "VALUE")
                 return colour
     return None
 
@@ -269,18 +283,19 @@ def shrink(image: np.ndarray, limit: int) -> np.ndarray:
     return image
 
 
-def image_pixels(image: bpy.types.Image, limit: int) -> np.ndarray | None:
-    """sRGB-encoded float [H, W, 3], row 0 is the top, at most `limit` on a side; None where the file is missing."""
+def image_pixels(image: bpy.types.Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """sRGB-encoded float [H, W, 3] and alpha [H, W], row 0 is the top; None where the file is missing."""
     width, height = image.size
     if width == 0 or height == 0:
         return None
     flat = np.empty(width * height * image.channels, np.float32)
     image.pixels.foreach_get(flat)
     pixels = flat.reshape(height, width, image.channels)[::-1].astype(np.float64)
+    alpha = pixels[..., 3] if image.channels == 4 else np.ones((height, width))
     pixels = pixels[..., :3] if image.channels >= 3 else np.repeat(pixels[..., :1], 3, -1)
     if image.is_float and image.colorspace_settings.name != "Non-Color":
         pixels = to_srgb(pixels)
-    return shrink(pixels, limit)
+    return pixels, alpha
 
 
 class Textures:
@@ -304,17 +319,26 @@ class Textures:
     def flat(self, linear: np.ndarray) -> int:
         return self.add(to_bytes(to_srgb(linear)).reshape(1, 1, 3))
 
+    def pixels(self, image: bpy.types.Image) -> tuple[np.ndarray, np.ndarray] | None:
+        """`image_pixels`, read once."""
+        if image.name not in self.images:
+            self.images[image.name] = image_pixels(image)
+            if self.images[image.name] is None:
+                self.missing.append(image.name)
+        return self.images[image.name]
+
     def of(self, colour: Colour, tint: np.ndarray) -> int:
         """Index of factor × tint × image. `tint` is linear."""
         factor = colour.factor * tint
-        if colour.image is None:
+        found = None if colour.image is None else self.pixels(colour.image)
+        if found is None:
             return self.flat(factor)
-        if colour.image.name not in self.images:
-            self.images[colour.image.name] = image_pixels(colour.image, self.limit)
-        pixels = self.images[colour.image.name]
-        if pixels is None:
-            self.missing.append(colour.image.name)
-            return self.flat(factor)
+        pixels, alpha = found
+        solid = alpha >= SOLID
+        if colour.cutout and solid.any() and not solid.all():
+            # Under the holes lies any colour at all, and packs know no holes.
+            pixels = np.where(solid[..., None], pixels, pixels[solid].mean(0))
+        pixels = shrink(pixels, self.limit)
         if np.abs(factor - 1).max() > 1e-3:
             pixels = to_srgb(to_linear(pixels) * factor)
         return self.add(to_bytes(pixels))
@@ -348,8 +372,30 @@ def face_colours(mesh: bpy.types.Mesh, name: str, loops: np.ndarray) -> np.ndarr
     return values[loops].mean(1)
 
 
+def mostly_holes(alpha: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """bool [F]: triangles with UVs [F, 3, 2] of which an image's alpha [H, W] leaves less than half."""
+    grid = [(i, j, 7 - i - j) for i in range(1, 6) for j in range(1, 7 - i)]
+    points = np.einsum("pk,fkc->fpc", np.array(grid) / 7, uv)
+    height, width = alpha.shape
+    column = np.floor(points[..., 0] * width).astype(int) % width
+    row = np.floor((1 - points[..., 1]) * height).astype(int) % height
+    return (alpha[row, column] >= SOLID).mean(1) < 0.5
+
+
+def is_outline(material, colour: Colour, corners: np.ndarray, mirrored: bool) -> bool:
+    """Whether triangles [F, 3, 3] are a cartoon outline: a black hull turned inside out, meant to be seen from behind only.
+
+    Packs are seen from both sides, so it would hide what it surrounds.
+    """
+    if material is None or not material.use_backface_culling or colour.image is not None or colour.factor.max() > 0.02:
+        return False
+    corners = corners - corners.mean((0, 1))
+    volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    return bool(volume < 0) != mirrored
+
+
 def object_surface(ob: bpy.types.Object, mesh: bpy.types.Mesh, textures: Textures):
-    """Triangles [F, 3], UVs [F, 3, 2] and textures [F] of an evaluated mesh."""
+    """Triangles [F, 3], UVs [F, 3, 2] and textures [F] of an evaluated mesh; without outlines and cut-out parts."""
     mesh.calc_loop_triangles()
     count = len(mesh.loop_triangles)
     faces, loops = np.empty(count * 3, np.int32), np.empty(count * 3, np.int32)
@@ -360,10 +406,19 @@ def object_surface(ob: bpy.types.Object, mesh: bpy.types.Mesh, textures: Texture
     faces, loops = faces.reshape(-1, 3), loops.reshape(-1, 3)
     uv = np.zeros((count, 3, 2))
     texture = np.zeros(count, np.int64)
+    shown = np.ones(count, bool)
+    co = np.empty(len(mesh.vertices) * 3, np.float32)
+    mesh.vertices.foreach_get("co", co)
+    co = co.reshape(-1, 3)
+    mirrored = ob.matrix_world.determinant() < 0
     materials = [s.material for s in ob.material_slots] or [None]
     for slot in np.unique(slots):
         rows = np.flatnonzero(slots == slot)
-        colour = material_colour(materials[min(slot, len(materials) - 1)])
+        material = materials[min(slot, len(materials) - 1)]
+        colour = material_colour(material)
+        if is_outline(material, colour, co[faces[rows]], mirrored):
+            shown[rows] = False
+            continue
         if colour.image is not None:
             layer = mesh.uv_layers.get(colour.uv_map) or mesh.uv_layers.active
             if layer is None:
@@ -372,6 +427,8 @@ def object_surface(ob: bpy.types.Object, mesh: bpy.types.Mesh, textures: Texture
                 corner = np.empty(len(mesh.loops) * 2, np.float32)
                 layer.data.foreach_get("uv", corner)
                 uv[rows] = mapped(corner.reshape(-1, 2)[loops[rows]].astype(float), colour.mapping)
+                if colour.cutout and textures.pixels(colour.image) is not None:
+                    shown[rows] = ~mostly_holes(textures.pixels(colour.image)[1], uv[rows])
         tints = np.ones((len(rows), 3))
         if colour.attribute is not None:
             found = face_colours(mesh, colour.attribute, loops[rows])
@@ -387,8 +444,9 @@ def object_surface(ob: bpy.types.Object, mesh: bpy.types.Mesh, textures: Texture
             distinct, which = np.full((1, 3), levels), np.zeros(len(rows), int)
         indices = np.array([textures.of(colour, np.square(d / levels)) for d in distinct])
         texture[rows] = indices[which.ravel()]
-    flat = np.array([s == (1, 1) for s in textures.shapes])[texture]
-    uv[flat] = 0
+    faces, uv, texture = faces[shown], uv[shown], texture[shown]
+    if len(faces):
+        uv[np.array([s == (1, 1) for s in textures.shapes])[texture]] = 0
     uv -= np.floor(uv.min(1, keepdims=True))  # near zero, where 16-bit floats are fine
     return faces, uv, texture
 
@@ -524,11 +582,14 @@ def fit_skin(skins: list[Skinned], bones: np.ndarray, vertices: np.ndarray, box:
     index = np.concatenate([s.index + b for s, b in zip(skins, starts[:-1], strict=True)])
     weight = eight_bits(np.concatenate([s.weight for s in skins]))
     index[weight == 0] = np.repeat(index[:, :1], 4, 1)[weight == 0]
-    # Each bone works in the world space of its object's first frame, so that bones shared by objects become equal.
+    # Each bone works in the world space of one of its object's frames, so that bones shared by objects become equal. Not
+    # simply the first: things are often hidden by a scale of zero.
     owner = np.repeat(np.arange(len(skins)), np.diff(starts))
-    first = [bones[0, s] for s in starts[:-1]]
-    if any(abs(np.linalg.det(m[:3, :3])) < 1e-12 for m in first):
-        return None
+    first = []
+    for start in starts[:-1]:
+        scales = np.abs(np.linalg.det(bones[:, start, :3, :3]))
+        best = 0 if scales[0] > 1e-3 * scales.max() else int(scales.argmax())
+        first.append(bones[best, start] if scales[best] > 1e-15 else np.eye(4))
     bones = np.stack([bones[:, b] @ np.linalg.inv(first[o]) for b, o in enumerate(owner)], 1)
     sizes = [len(s.index) for s in skins]
     world = np.repeat(np.stack(first), sizes, axis=0)

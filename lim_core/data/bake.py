@@ -36,7 +36,7 @@ class BakeOptions:
 
     fps: float = 10.0
     """frames stored per second of animation"""
-    frames: int = 64
+    frames: int = 160
     """most frames stored of one clip; the rest of it is dropped"""
     texture: int = 256
     """longest side of a texture in texels; larger ones are averaged down"""
