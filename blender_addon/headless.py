@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LIM without a window: `blender -b scene.blend --python blender_addon/headless.py -- --keyframes 1,9,17 --out out.blend`."""
+"""LIM without a window: `blender -b scene.blend --python blender_addon/headless.py -- --keyframes 1,9,17 --out out.blend`.
+
+With the bpy module instead of a Blender: `python blender_addon/headless.py scene.blend -- --keyframes 1,9,17 …`.
+`-- --help` lists the options; `command_line.py` holds them.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +29,24 @@ def load_package(root: Path | None = None) -> ModuleType:
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
     return sys.modules[PACKAGE]
+
+
+def main() -> int:
+    """Run by the command line of this process; the exit code."""
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    before, after = sys.argv[:split], sys.argv[split + 1 :]
+    load_package()
+    from importlib import import_module
+
+    import bpy
+
+    command_line = import_module(f"{PACKAGE}.blender_addon.command_line")
+    if not bpy.app.binary_path or getattr(bpy.app, "module", False):
+        files = [argument for argument in before[1:] if not argument.startswith("-")]
+        if files and "--input" not in after:
+            after = ["--input", files[0], *after]
+    return command_line.main(after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

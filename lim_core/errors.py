@@ -47,8 +47,8 @@ def from_os_error(error: OSError, doing: str = "") -> LimError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or windows == 5:
         return LimError(
             "read_only",
-            f"Writing to{where or ' the folder'} is not allowed{during}.",
-            "Choose a folder that you may write to.",
+            f"Access to{where or ' the folder'} is not allowed{during}.",
+            "Choose a folder that you may read and write.",
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return LimError("missing_file", f"There is no{where or ' such file'}{during}.", "Check the path.")
