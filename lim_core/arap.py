@@ -56,7 +56,7 @@ class Arap:
         faces = self.weld[faces]
         faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
         edges, weights = _cotangents(points, faces)
-        self.edges, self.weights = _link(points, edges, weights, self.diagonal)
+        self.edges, self.weights = link(points, edges, weights, self.diagonal)
         count, self.size = len(self.edges), len(points)
         ones = np.ones(count)
         ends = (np.tile(np.arange(count), 2), np.r_[self.edges[:, 0], self.edges[:, 1]])
@@ -70,7 +70,7 @@ class Arap:
     def set_rest(self, vertices: np.ndarray) -> None:
         """Make [V, 3] the shape whose edges are kept; the weights stay those of the first shape."""
         self.rest = np.asarray(vertices, np.float64)
-        self._rest_edges = self._difference @ self.rest[self._first]
+        self.rest_edges = self._difference @ self.rest[self._first]
 
     # ---- rotations --------------------------------------------------------------------------------------------------
     def rotations(self, positions: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class Arap:
         return self._rotations(self._difference @ self._welded(positions))[self.weld]
 
     def _rotations(self, edges: np.ndarray) -> np.ndarray:
-        outer = edges[:, :, None] * self._rest_edges[:, None, :]
+        outer = edges[:, :, None] * self.rest_edges[:, None, :]
         return polar((self._spread @ outer.reshape(-1, 9)).reshape(-1, 3, 3))
 
     def _welded(self, values: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ class Arap:
     def energy(self, positions: np.ndarray) -> np.ndarray:
         """Energy of every edge [E], in squared model units, without the stiffness."""
         edges = self._difference @ self._welded(positions)
-        rotated = self._rotate_edges(self._rotations(edges), self._rest_edges)
+        rotated = self._rotate_edges(self._rotations(edges), self.rest_edges)
         return self.weights * ((edges - rotated) ** 2).sum(1)
 
     def _rotate_edges(self, rotations: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ class Arap:
         fixed = (pull + tie * position) / stiffness
         for _ in range(iterations):
             rotations = self._rotations(self._difference @ position)
-            moved = solver.solve(fixed + self._divergence @ self._rotate_edges(rotations, self._rest_edges))
+            moved = solver.solve(fixed + self._divergence @ self._rotate_edges(rotations, self.rest_edges))
             change = np.abs(moved - position).max()
             position = moved
             if change < tolerance * self.diagonal:
@@ -139,6 +139,17 @@ class Arap:
             matrix = (self._laplacian + sparse.diags(diagonal)).tocsc()
             self._factor = (key, factorise(matrix))
         return self._factor[1]
+
+    def smooth(self, field: np.ndarray, trust: np.ndarray, strength: float = 4.0) -> np.ndarray:
+        """The smooth field [V, 3] nearest to `field` where `trust` [V] is high and to zero where it is low.
+
+        Args:
+            strength: of the smoothing: evens out what is narrower than about √strength edges.
+        """
+        trust = np.clip(np.asarray(trust, np.float64), 0.0, 1.0)
+        right = self._gather @ (trust[:, None] * field)
+        solver = self._factorise(self._shares / strength)
+        return solver.solve(right / strength)[self.weld]
 
     # ---- interpolation ----------------------------------------------------------------------------------------------
     def interpolate(self, start: np.ndarray, end: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -171,7 +182,7 @@ class Arap:
                 continue
             turned = rotation_matrices(alpha * vectors) @ rotation_matrices(alpha * whole_vector[None])
             edges = 0.0
-            for end_, still in zip(ends, unrotated):
+            for end_, still in zip(ends, unrotated, strict=True):
                 edges = edges + 0.5 * np.einsum("eij,ej->ei", turned[end_], (1 - alpha) * before + alpha * still)
             shape = solver.solve(self._divergence @ edges)
             shape += (1 - alpha) * first.mean(0) + alpha * last.mean(0) - shape.mean(0)
@@ -253,8 +264,14 @@ def _cotangents(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.n
     return edges, weights / max(weights.mean(), 1e-12)
 
 
-def _link(points, edges, weights, diagonal) -> tuple[np.ndarray, np.ndarray]:
-    """Tie loose parts to their surroundings until all is one."""
+def link(points, edges, weights, diagonal) -> tuple[np.ndarray, np.ndarray]:
+    """Tie loose parts of a graph to their surroundings until all is one.
+
+    Args:
+        points [V, 3], edges [E, 2], weights [E]; diagonal: model units.
+    Returns:
+        edges and weights with the links appended, at LINK_WEIGHT each.
+    """
     count = len(points)
     for attempt in range(64):
         graph = sparse.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (count, count))

@@ -48,7 +48,7 @@ def captured_points(
         if not mask.any():
             continue
         grid = cameras.unproject(depth, camera_to_world[v], intrinsics[v])
-        normal = _grid_normals(grid, depth, camera_to_world[v], intrinsics[v])
+        normal = grid_normals(grid, depth, camera_to_world[v], intrinsics[v])
         if stride > 1:
             kept = np.zeros_like(mask)
             kept[stride // 2 :: stride, stride // 2 :: stride] = True
@@ -71,7 +71,7 @@ def captured_points(
     return points, np.concatenate(normals), colours, np.concatenate(views)
 
 
-def _grid_normals(
+def grid_normals(
     grid: np.ndarray, depth: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray
 ) -> np.ndarray:
     """Normals [H, W, 3] from the smaller of the two one-sided differences along each axis: none reaches over an edge."""
@@ -181,7 +181,7 @@ def _carve(depth_planar, camera_to_world, intrinsics, low, cell, shape) -> np.nd
     """inside [X, Y, Z] bool: grid points that no view sees through."""
     inside = np.ones(shape, bool).ravel()
     indices = np.arange(inside.size)
-    for depth, pose, intrinsic in zip(depth_planar, camera_to_world, intrinsics):
+    for depth, pose, intrinsic in zip(depth_planar, camera_to_world, intrinsics, strict=True):
         # A point is free only if all pixels around it see past it: cracks of a pixel do not open the inside.
         seen = np.where(depth > 0, depth, np.inf)
         seen = ndimage.minimum_filter(seen, 3, mode="nearest")

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from . import cameras
 from .errors import LimError
-from .surface import _grid_normals, edges_of, face_normals, vertex_normals
+from .surface import grid_normals, vertex_normals
 
 SHARPNESS = 5.0  # a view counts with its cosine to this power: 60° off counts 1/32 of head-on
 ENOUGH = 0.02  # summed weight from which a texel needs no further keyframe: one view at 63°
@@ -178,6 +178,27 @@ def bake(
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
+def see(
+    positions: np.ndarray,
+    faces: np.ndarray,
+    images: np.ndarray,
+    depth_planar: np.ndarray,
+    camera_to_world: np.ndarray,
+    intrinsics: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colour of every vertex [V, 3] in [0, 1] at one keyframe, and how well it is seen [V].
+
+    Vertices that no view sees get the colour of the nearest seen one. Arguments as in `bake`, without the keyframes' axis.
+    """
+    positions = np.asarray(positions, np.float32)
+    corners, barycentric = np.arange(len(positions))[:, None], np.ones((len(positions), 1), np.float32)
+    colour, weight = _see(positions, faces, corners, barycentric, images, depth_planar, camera_to_world, intrinsics)
+    seen = np.flatnonzero(weight > 1e-4)
+    if 0 < len(seen) < len(positions):
+        colour = colour[seen[cKDTree(positions[seen]).query(positions)[1]]]
+    return colour / 255.0, weight
+
+
 def _see(positions, faces, corners, barycentric, images, depths, poses, intrinsics) -> tuple[np.ndarray, np.ndarray]:
     """Colour [N, 3] float32 in 0..255 and summed weight [N] of surface points over the views of one keyframe."""
     normals = vertex_normals(positions, faces)
@@ -217,7 +238,7 @@ def _sample(point, normal, image, depth, pose, intrinsic) -> tuple[np.ndarray, n
     base = np.floor(pixel).astype(np.int64)
     part = pixel - base
     grid = cameras.unproject(depth, pose, intrinsic)
-    surface_normal = _grid_normals(grid, depth, pose, intrinsic)
+    surface_normal = grid_normals(grid, depth, pose, intrinsic)
     # Pixels at the edge of something nearer may belong to it: those count a tenth.
     nearest = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), 3, mode="nearest")
     furthest = ndimage.maximum_filter(depth, 3, mode="nearest")

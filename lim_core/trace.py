@@ -73,7 +73,7 @@ def trace_vertices(
     """
     _same_length(surfaces, surfaces_canonical)
     positions, confidence = [], []
-    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical)):
+    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical, strict=True)):
         if surface is None:
             matched, sure = np.asarray(template, np.float64), np.ones(len(template))
         else:
@@ -114,7 +114,7 @@ def trace_arap(
     current = np.asarray(template, np.float64)
     positions, confidence = [], []
     scale = 0.04 * arap.diagonal
-    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical)):
+    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical, strict=True)):
         if surface is None:
             matched, sure = np.asarray(template, np.float64), np.ones(len(template))
             current = matched
@@ -156,7 +156,7 @@ def nearest_surface(
     _same_length(surfaces, surface_colours)
     current, positions = np.asarray(template, np.float64), []
     colours = colour_weight * np.asarray(template_colours, np.float64)
-    for t, (surface, colour) in enumerate(zip(surfaces, surface_colours)):
+    for t, (surface, colour) in enumerate(zip(surfaces, surface_colours, strict=True)):
         if surface is not None:
             _check_samples(surface, t)
             tree = cKDTree(np.concatenate([surface, colour_weight * np.asarray(colour)], axis=1))

@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keyframes pulled onto the captured evidence, and in-betweens that follow. Ours, not the paper's.
+
+At each keyframe the capture knows depth and colour. The mesh of the keyframe before is carried over in two steps:
+`correspond` finds which part went where (it compares distances along the surface, which bending leaves alone, colours and
+places; it survives large motion), and `register` deforms the mesh onto the captured points (non-rigid ICP with ARAP,
+from stiff to soft). The networks' trace, where there is one, enters both as further targets with its confidence.
+
+Arrays are numpy, model space [-1, 1]³. Shapes: V template vertices, F faces, K keyframes, T times, P captured points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from scipy.spatial import cKDTree
+
+from . import cameras
+from .arap import Arap, link, polar
+from .errors import LimError
+from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_normals
+from .texture import see
+
+NORMAL_SCALE = 0.08  # model units that opposite normals are apart by, times two
+COLOUR_SCALE = 0.25  # model units that black and white are apart by, along each channel
+
+
+# ---- what one keyframe's capture says --------------------------------------------------------------------------------
+class Capture:
+    """The captured evidence of one keyframe, prepared for matching.
+
+    Attributes:
+        points, normals, colours: [P, 3], an even sample of what the views saw, normals outwards, colours in [0, 1].
+        depth_planar [views, H, W], images [views, H, W, 4] uint8, camera_to_world, intrinsics: as captured.
+    """
+
+    def __init__(
+        self,
+        depth_planar: np.ndarray,
+        images: np.ndarray,
+        camera_to_world: np.ndarray,
+        intrinsics: np.ndarray,
+        *,
+        count: int = 12000,
+    ):
+        """count: points kept, about.
+
+        Raises:
+            LimError empty_surface: no view shows the object.
+        """
+        self.depth_planar, self.images = np.asarray(depth_planar, np.float32), images
+        self.camera_to_world, self.intrinsics = camera_to_world, intrinsics
+        points, normals, colours, views = captured_points(self.depth_planar, camera_to_world, intrinsics, images)
+        usable = np.abs(normals).sum(1) > 0
+        points, normals, colours, views = points[usable], normals[usable], colours[usable], views[usable]
+        if len(points) < 16:
+            raise LimError("empty_surface", "The object is not visible from any camera at one of the keyframes.")
+        towards = camera_to_world[views, :3, 3] - points
+        slant = -np.einsum("pi,pi->p", normals, towards) / np.linalg.norm(towards, axis=1)
+        order = np.argsort(slant, kind="stable")  # of each cell, the point seen most head-on is kept
+        points, normals, colours = points[order], normals[order], colours[order]
+        chosen = _thin(points, normals, count)
+        self.points, self.normals, self.colours = (a[chosen].astype(np.float64) for a in (points, normals, colours))
+
+    @functools.cached_property
+    def nodes(self) -> Nodes:
+        """A coarse graph over the surface, for `correspond`."""
+        return Nodes(self)
+
+    def hidden(self, vertices: np.ndarray, tolerance: float) -> np.ndarray:
+        """Which vertices [V] lie behind captured surface in every view that has them in the picture, by more than
+        `tolerance`: inside the object, or simply unseen."""
+        hidden = np.ones(len(vertices), bool)
+        for depth, pose, intrinsic in zip(self.depth_planar, self.camera_to_world, self.intrinsics, strict=True):
+            pixel, z = cameras.project(vertices, pose, intrinsic)
+            column, row = np.floor(pixel).astype(int).T
+            height, width = depth.shape
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            here = depth[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+            hidden &= ~inside | ((here > 0) & (z > here + tolerance))
+        return hidden
+
+
+def _thin(points: np.ndarray, normals: np.ndarray, count: int) -> np.ndarray:
+    """Indices of about `count` points, the first of every cell of a grid; the two sides of a sheet count apart."""
+    side = (normals[:, 0] > 0) + 2 * (normals[:, 1] > 0) + 4 * (normals[:, 2] > 0)
+    low, extent = points.min(0), float(np.ptp(points, axis=0).max())
+    cell = extent / np.sqrt(count)
+    for _ in range(4):
+        key = np.floor((points - low) / cell).astype(np.int64)
+        span = key.max(0) + 1
+        key = ((key[:, 0] * span[1] + key[:, 1]) * span[2] + key[:, 2]) * 8 + side
+        _, first = np.unique(key, return_index=True)
+        if 0.8 * count <= len(first) <= 1.25 * count or (len(first) < count and len(points) < 2 * count):
+            break
+        cell *= np.clip(np.sqrt(len(first) / count), 0.3, 3.0)
+    return np.sort(first)
+
+
+class Nodes:
+    """Some 250 places spread over a captured surface, with what bending does not change about them.
+
+    Attributes:
+        points [N, 3]; colours [N, 6] (means over a small and a large disc); area [N, 2] (of these discs);
+        geodesic [N, N]: lengths along the surface.
+    """
+
+    def __init__(self, capture: Capture, count: int = 260):
+        vertices, faces = fuse_depth(
+            capture.depth_planar[:, ::2, ::2] if capture.depth_planar.shape[-1] >= 384 else capture.depth_planar,
+            capture.camera_to_world,
+            cameras.scale_intrinsics(capture.intrinsics, 0.5)
+            if capture.depth_planar.shape[-1] >= 384
+            else capture.intrinsics,
+            resolution=72,
+        )
+        vertices, faces = simplify(vertices, faces, 5000)
+        size = len(vertices)
+        edges, _ = link(
+            vertices, edges_of(faces), np.ones(len(edges_of(faces))), np.linalg.norm(np.ptp(vertices, axis=0))
+        )
+        length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 1e-6
+        graph = sparse.csr_matrix((length, (edges[:, 0], edges[:, 1])), (size, size))
+        graph = graph + graph.T
+        chosen, rows = [int(np.argmax(np.linalg.norm(vertices - vertices.mean(0), axis=1)))], []
+        nearest = np.full(size, np.inf)
+        while True:
+            rows.append(csgraph.dijkstra(graph, indices=chosen[-1]))
+            nearest = np.minimum(nearest, rows[-1])
+            if len(chosen) == min(count, size):
+                break
+            chosen.append(int(np.argmax(nearest)))
+        distances = np.stack(rows)
+        self.vertices, self.vertex_node = vertices, distances.argmin(0)
+        self.points = vertices[chosen].astype(np.float64)
+        self.geodesic = 0.5 * (distances[:, chosen] + distances[:, chosen].T)
+        normals = vertex_normals(vertices, faces)
+        tree = cKDTree(np.concatenate([capture.points, NORMAL_SCALE * capture.normals], 1))
+        _, near = tree.query(np.concatenate([vertices, NORMAL_SCALE * normals], 1), k=4)
+        colour = capture.colours[near].mean(1)
+        corner = vertices[faces]
+        face_area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+        mass = np.bincount(faces.ravel(), np.repeat(face_area / 3, 3), size)
+        self.scale = float(np.sqrt(mass.sum()))  # of the surface, hardly changed by a pose
+        self.mass = np.bincount(self.vertex_node, mass, len(chosen)) / mass.sum()
+        self.colours, self.area = [], []
+        for radius in (0.05, 0.15):
+            weight = np.exp(-((distances / (radius * self.scale)) ** 2)) * mass
+            self.area.append(weight.sum(1) / (radius * self.scale) ** 2)
+            self.colours.append((weight @ colour) / weight.sum(1, keepdims=True))
+        self.colours, self.area = np.concatenate(self.colours, 1), np.stack(self.area, 1)
+
+
+# ---- which part went where -------------------------------------------------------------------------------------------
+def correspond(
+    source: Capture, target: Capture, *, place_weight: float = 1.0, iterations: int = 40
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match the surfaces of two keyframes coarsely.
+
+    Minimises, over soft assignments of the nodes of one to the nodes of the other, the difference of colours, local areas
+    and places plus the change of the distances along the surface between every two nodes (fused Gromov–Wasserstein,
+    Vayer et al. 2019; proximal steps with Sinkhorn scaling). The distances keep a leg from being matched half to the other
+    leg; the places keep left and right apart.
+
+    Args:
+        place_weight: how much a node's old place counts; 0 looks at the intrinsic shape alone.
+    Returns:
+        places on the source [N, 3], where they went [N, 3], confidence [N] in [0, 1].
+    """
+    one, two = source.nodes, target.nodes
+    scale = 0.5 * (one.scale + two.scale)
+    colour = ((one.colours[:, None] - two.colours[None]) ** 2).sum(2)
+    area = (np.log(one.area[:, None] + 0.05) - np.log(two.area[None] + 0.05)) ** 2
+    place = ((one.points[:, None] - two.points[None]) ** 2).sum(2) / (0.25 * scale) ** 2
+    unary = 8.0 * colour + 0.15 * area.sum(2) + place_weight * place / (1 + place)
+    # Long distances change when parts touch: they saturate.
+    first, second = (1 - np.exp(-n.geodesic / (0.6 * scale)) for n in (one, two))
+    p, q = one.mass + 1e-4, two.mass + 1e-4
+    p, q = p / p.sum(), q / q.sum()
+    plan = np.exp(-unary / 0.3) * p[:, None] * q[None]
+    plan = _sinkhorn(plan, p, q)
+    fixed = (first**2 @ p)[:, None] + (second**2 @ q)[None]
+    for step in range(iterations):
+        distortion = fixed - 2 * first @ plan @ second
+        cost = unary + 40.0 * distortion
+        cost -= cost.min(1, keepdims=True)
+        plan = _sinkhorn(plan * np.exp(-cost / (1.0 if step < iterations // 2 else 0.4)) + 1e-300, p, q)
+    share = plan / plan.sum(1, keepdims=True)
+    best = share.argmax(1)
+    # The matched place: mean over the nodes next to the best one.
+    local = share * (second[best] < 1 - np.exp(-0.12 / 0.6))
+    moved = (local @ two.points) / local.sum(1, keepdims=True)
+    near = np.exp(-((one.geodesic / (0.25 * scale)) ** 2))
+    bent = np.abs(one.geodesic - two.geodesic[best][:, best]) / scale
+    stretch = (near * np.minimum(bent, 0.3)).sum(1) / near.sum(1)
+    confidence = np.exp(-((stretch / 0.06) ** 2)) * np.clip(local.sum(1), 0, 1)
+    return one.points, moved, confidence
+
+
+def _sinkhorn(plan: np.ndarray, p: np.ndarray, q: np.ndarray, iterations: int = 20) -> np.ndarray:
+    v = np.ones(len(q))
+    u = np.ones(len(p))
+    for _ in range(iterations):
+        u = p / np.maximum(plan @ v, 1e-300)
+        v = q / np.maximum(u @ plan, 1e-300)
+    return u[:, None] * plan * v[None]
+
+
+# ---- non-rigid registration ------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """How well a registered mesh explains a capture. Lengths in model units."""
+
+    distance: float
+    """mean distance between mesh and captured points, both ways"""
+    colour: float
+    """mean colour difference to the nearest captured point, 0..1"""
+    stretch: float
+    """root of the mean ARAP energy per edge, relative to the mean edge"""
+    hidden: float
+    """share of the vertices that no view sees"""
+
+    @property
+    def score(self) -> float:
+        """Lower is better; in model units."""
+        return self.distance + 0.15 * self.colour + 0.02 * self.stretch
+
+
+COARSE = ((3.0, 0.35), (3.0, 0.25), (2.0, 0.25), (1.5, 0.2), (1.0, 0.2), (1.0, 0.15), (0.7, 0.15), (0.7, 0.15))
+FINE = ((0.5, 0.12), (0.3, 0.1), (0.3, 0.1), (0.2, 0.08), (0.15, 0.06), (0.1, 0.05), (0.1, 0.04), (0.1, 0.04))
+"""(stiffness, distance in model units beyond which a captured point does not pull) of each step."""
+
+
+def register(
+    arap: Arap,
+    faces: np.ndarray,
+    initial: np.ndarray,
+    capture: Capture,
+    colours: np.ndarray | None = None,
+    *,
+    targets: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    steps: Sequence[tuple[float, float]] = COARSE + FINE,
+    smoothness: float = 0.5,
+) -> np.ndarray:
+    """Deform a mesh onto a capture, starting from `initial`.
+
+    Each step matches vertices to captured points and captured points to vertices (nearest in place, normal and colour),
+    pulls every vertex towards the tangent planes of its matches and, a little, towards the matches themselves, and solves
+    with ARAP. Vertices that nothing sees follow their neighbours.
+
+    Args:
+        arap: behaviour of the mesh; its rest shape is kept as far as the evidence lets it.
+        initial: [V, 3]; colours: [V, 3] in [0, 1] or None.
+        targets, confidence: [V, 3] and [V], places that another source (the networks) believes in.
+        steps: (stiffness, reach) of each step.
+        smoothness: 0..1; 0.5 leaves the stiffness as it is.
+    Returns:
+        positions [V, 3] float64.
+    """
+    position = np.asarray(initial, np.float64)
+    factor = 10 ** (2 * (smoothness - 0.5))
+    colour_scale = COLOUR_SCALE if colours is not None else 0.0
+    captured = _features(capture.points, capture.normals, capture.colours, colour_scale)
+    captured_tree = cKDTree(captured)
+    per_vertex = len(position) / max(len(capture.points), 1)
+    for number, (stiffness, reach) in enumerate(steps):
+        normals = vertex_normals(position, faces)
+        own = _features(position, normals, colours, colour_scale)
+        target, weight = _pull(position, normals, own, capture, captured, captured_tree, reach, per_vertex, number)
+        if targets is not None:
+            trust = 0.3 * confidence * (stiffness / steps[0][0])
+            target = (weight[:, None] * target + trust[:, None] * targets) / np.maximum(weight + trust, 1e-12)[:, None]
+            weight = weight + trust
+        position = arap.solve(target, weight, position, iterations=3, stiffness=factor * stiffness)
+    return position
+
+
+def _features(points, normals, colours, colour_scale) -> np.ndarray:
+    parts = [points, NORMAL_SCALE * normals]
+    if colours is not None and colour_scale > 0:
+        parts.append(colour_scale * colours)
+    return np.concatenate(parts, axis=1)
+
+
+def _pull(position, normals, own, capture, captured, captured_tree, reach, per_vertex, number):
+    """Targets [V, 3] and weights [V] of one step."""
+    slide = 0.35  # share of the pull along the surface: all of it would pull vertices onto single samples
+    distance, index = captured_tree.query(own, distance_upper_bound=2 * reach, workers=1)
+    found = np.isfinite(distance)
+    index = np.where(found, index, 0)
+    offset = capture.points[index] - position
+    normal = capture.normals[index]
+    agree = np.einsum("vi,vi->v", normal, normals)
+    gap = np.linalg.norm(offset, axis=1)
+    forward = np.where(
+        found, np.clip((agree - 0.2) / 0.6, 0, 1) * (1 - np.minimum(distance / (2 * reach), 1) ** 2) ** 2, 0
+    )
+    forward *= gap < reach
+    hidden = capture.hidden(position, max(0.02, 0.3 * reach))
+    forward *= np.where(hidden, 0.2, 1.0)
+    along = np.einsum("vi,vi->v", offset, normal)[:, None] * normal
+    goal = forward[:, None] * (along + slide * (offset - along))
+
+    # The other way round: captured points pull the vertex nearest to them, so that ends are not left behind.
+    distance, near = cKDTree(own).query(captured, distance_upper_bound=2 * reach, workers=1)
+    used = np.flatnonzero(np.isfinite(distance))
+    near = near[used]
+    offset = capture.points[used] - position[near]
+    normal = capture.normals[used]
+    agree = np.einsum("pi,pi->p", normal, normals[near])
+    backward = np.clip((agree - 0.2) / 0.6, 0, 1) * (1 - np.minimum(distance[used] / (2 * reach), 1) ** 2) ** 2
+    backward *= (np.linalg.norm(offset, axis=1) < reach) * min(1.0, per_vertex)
+    along = np.einsum("pi,pi->p", offset, normal)[:, None] * normal
+    step = backward[:, None] * (along + slide * (offset - along))
+    count = len(position)
+    goal = goal + np.stack([np.bincount(near, step[:, i], count) for i in range(3)], 1)
+    weight = forward + np.bincount(near, backward, count)
+    target = position + goal / np.maximum(weight, 1e-9)[:, None]
+    return target, np.minimum(weight, 2.0)
+
+
+def residual(
+    arap: Arap, faces: np.ndarray, position: np.ndarray, capture: Capture, colours: np.ndarray | None
+) -> Residual:
+    """Measure a registered mesh; see `Residual`."""
+    hidden = capture.hidden(position, 0.03)
+    seen = np.flatnonzero(~hidden)
+    colour_scale = COLOUR_SCALE if colours is not None else 0.0
+    normals = vertex_normals(position, faces)
+    captured = _features(capture.points, capture.normals, capture.colours, colour_scale)
+    own = _features(position, normals, colours, colour_scale)
+    _, forward = cKDTree(captured).query(own[seen])
+    _, backward = cKDTree(own).query(captured)
+    there = np.minimum(np.linalg.norm(capture.points[forward] - position[seen], axis=1), 0.3)
+    back = np.minimum(np.linalg.norm(capture.points - position[backward], axis=1), 0.3)
+    colour = 0.0
+    if colours is not None:
+        colour = (
+            np.abs(capture.colours[forward] - colours[seen]).mean() + np.abs(capture.colours - colours[backward]).mean()
+        )
+    energy = arap.energy(position)
+    length = np.linalg.norm(arap.rest_edges, axis=1)
+    stretch = np.sqrt(energy.mean()) / length.mean()
+    return Residual(0.5 * float(there.mean() + back.mean()), 0.5 * float(colour), float(stretch), float(hidden.mean()))
+
+
+def carry(
+    arap: Arap,
+    previous: np.ndarray,
+    source: Capture,
+    target: Capture,
+    *,
+    place_weight: float = 1.0,
+) -> np.ndarray:
+    """Where the mesh of one keyframe probably is at the next, from `correspond` and ARAP: a start for `register`."""
+    places, moved, confidence = correspond(source, target, place_weight=place_weight)
+    return _follow(arap, previous, places, moved, confidence)
+
+
+def _follow(arap, previous, places, moved, confidence) -> np.ndarray:
+    distance, vertex = cKDTree(previous).query(places)
+    good = distance < 0.05 * arap.diagonal
+    weight = np.bincount(vertex, confidence * good, len(previous))
+    offset = (moved - places) * (confidence * good)[:, None]
+    goal = np.stack([np.bincount(vertex, offset[:, i], len(previous)) for i in range(3)], 1)
+    goal = previous + goal / np.maximum(weight, 1e-9)[:, None]
+    strength = len(previous) / max(len(places), 1)
+    position = np.asarray(previous, np.float64)
+    robust = np.ones(len(previous))
+    for scale in (0.3, 0.15, 0.08):
+        for stiffness in (1.0, 0.3):
+            position = arap.solve(goal, strength * weight * robust, position, iterations=6, stiffness=stiffness)
+        off = np.linalg.norm(goal - position, axis=1) / (scale * arap.diagonal)
+        robust = 1 / (1 + off**2) ** 2
+    return position
+
+
+def rigid_start(previous: np.ndarray, source: Capture, target: Capture, iterations: int = 30) -> np.ndarray:
+    """The previous mesh moved as a whole: trimmed ICP on place and colour between the two captures."""
+    tree = cKDTree(np.concatenate([target.points, COLOUR_SCALE * target.colours], 1))
+    points = source.points[:: max(1, len(source.points) // 3000)]
+    colours = COLOUR_SCALE * source.colours[:: max(1, len(source.points) // 3000)]
+    rotation, shift = np.eye(3), target.points.mean(0) - source.points.mean(0)
+    for _ in range(iterations):
+        moved = points @ rotation.T + shift
+        distance, index = tree.query(np.concatenate([moved, colours], 1))
+        kept = distance <= np.quantile(distance, 0.8)
+        a, b = points[kept], target.points[index[kept]]
+        rotation = polar(((b - b.mean(0)).T @ (a - a.mean(0)))[None])[0]
+        shift = b.mean(0) - rotation @ a.mean(0)
+    return previous @ rotation.T + shift
+
+
+def advance(
+    arap: Arap,
+    faces: np.ndarray,
+    previous: np.ndarray,
+    source: Capture,
+    target: Capture,
+    colours: np.ndarray | None = None,
+    *,
+    guess: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    smoothness: float = 0.5,
+) -> tuple[np.ndarray, Residual]:
+    """Carry a fitted mesh from one keyframe to the next: several starts, the one that explains the capture best wins.
+
+    Args:
+        previous: [V, 3], fitted to `source`.
+        guess, confidence: [V, 3] and [V], where the networks believe it is.
+    Returns:
+        positions [V, 3] float64 and their residual.
+    """
+    starts = [carry(arap, previous, source, target), np.asarray(previous, np.float64)]
+    if guess is not None:
+        starts.append(arap.solve(guess, confidence, previous, iterations=10, stiffness=1.0))
+    found = []
+    for start in starts:
+        position = register(
+            arap,
+            faces,
+            start,
+            target,
+            colours,
+            targets=guess,
+            confidence=confidence,
+            steps=COARSE,
+            smoothness=smoothness,
+        )
+        found.append((residual(arap, faces, position, target, colours).score, len(found), position))
+    position = min(found)[2]
+    position = register(
+        arap, faces, position, target, colours, targets=guess, confidence=confidence, steps=FINE, smoothness=smoothness
+    )
+    return position, residual(arap, faces, position, target, colours)
+
+
+def fit_keyframes(
+    template: np.ndarray,
+    faces: np.ndarray,
+    arap: Arap,
+    depth_planar: np.ndarray,
+    images: np.ndarray,
+    camera_to_world: np.ndarray,
+    intrinsics: np.ndarray,
+    *,
+    traced: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    smoothness: float = 0.5,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[np.ndarray, list[Residual]]:
+    """Fit the template to every keyframe, one after the other.
+
+    Args:
+        template: [V, 3] at the first keyframe.
+        depth_planar: [K, views, H, W]; images: [K, views, H, W, 4] uint8; camera_to_world, intrinsics: [views, ...].
+        traced, confidence: [K, V, 3] and [K, V], the networks' trace at the keyframes; None registers without networks
+            (row `register`).
+    Returns:
+        fitted [K, V, 3] float64 (the first is the template, settled), and K residuals.
+    Raises:
+        LimError empty_surface: a keyframe shows nothing.
+    """
+    template = np.asarray(template, np.float64)
+    first = Capture(depth_planar[0], images[0], camera_to_world, intrinsics)
+    colours, _ = see(template, faces, images[0], depth_planar[0], camera_to_world, intrinsics)
+    fitted, residuals = [template], [residual(arap, faces, template, first, colours)]
+    source = first
+    for k in range(1, len(depth_planar)):
+        target = Capture(depth_planar[k], images[k], camera_to_world, intrinsics)
+        position, rest = advance(
+            arap,
+            faces,
+            fitted[-1],
+            source,
+            target,
+            colours,
+            guess=None if traced is None else traced[k],
+            confidence=None if confidence is None else confidence[k],
+            smoothness=smoothness,
+        )
+        fitted.append(position)
+        residuals.append(rest)
+        source = target
+        if on_progress:
+            on_progress(k / (len(depth_planar) - 1))
+    return np.stack(fitted), residuals
+
+
+# ---- in-betweens -----------------------------------------------------------------------------------------------------
+def blend_corrections(
+    traced: np.ndarray | None,
+    fitted: np.ndarray,
+    intervals: Sequence[tuple[int, float]],
+    confidence: np.ndarray | None,
+    arap: Arap,
+    *,
+    on_progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """In-betweens that pass through the fitted keyframes and move between them as the networks say.
+
+    `x(α) = rigid(α) + c · (traced(α) − straight(α))`: `rigid` interpolates the two fitted keyframes as rigidly as
+    possible, `straight` does the same to the two traced ones, so that where the networks add nothing (c = 0, or a trace
+    that only repeats the ends) parts still turn instead of shrinking. The networks' difference is turned with the mesh
+    and made smooth over the surface.
+
+    Args:
+        traced: [T, V, 3] or None; fitted: [K, V, 3].
+        intervals: T pairs (keyframe index, α), as from `Request.intervals()`.
+        confidence: [T, V] in [0, 1].
+    Returns:
+        positions [T, V, 3] float64; a time with α = 0 or 1 is the fitted keyframe, exactly.
+    """
+    fitted = np.asarray(fitted, np.float64)
+    result = np.empty((len(intervals), *fitted.shape[1:]))
+    keyframes = sorted({k for k, _ in intervals})
+    ends = {}
+    for t, (k, alpha) in enumerate(intervals):
+        if alpha == 0:
+            ends[k] = t
+        elif alpha == 1:
+            ends.setdefault(k + 1, t)
+    for done, k in enumerate(keyframes):
+        times = [t for t, (key, _) in enumerate(intervals) if key == k]
+        alphas = np.array([intervals[t][1] for t in times])
+        after = min(k + 1, len(fitted) - 1)
+        result[times] = arap.interpolate(fitted[k], fitted[after], alphas)
+        if traced is not None and k in ends and k + 1 in ends:
+            straight = arap.interpolate(traced[ends[k]], traced[ends[k + 1]], alphas)
+            for row, t in enumerate(times):
+                if 0 < alphas[row] < 1:
+                    trust = np.minimum(confidence[t], np.minimum(confidence[ends[k]], confidence[ends[k + 1]]))
+                    result[t] += arap.smooth(traced[t] - straight[row], trust)
+        if on_progress:
+            on_progress((done + 1) / len(keyframes))
+    return result
