@@ -30,6 +30,7 @@ BACKGROUND = 1e9  # Cycles writes 1e10 where a ray meets nothing
 SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too little
 PHYSICS = {"CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "FLUID", "EXPLODE", "PARTICLE_SYSTEM", "PARTICLE_INSTANCE"}
 FLESHLESS = {"ARMATURE", "EMPTY", "LATTICE"}  # selected, they stand for what hangs on them
+OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
 
 Progress = Callable[[float, str], None]
 
@@ -335,6 +336,8 @@ def bake(
             if owner.original not in wanted or owner.hide_render or not (instance.is_instance or instance.show_self):
                 continue
             shown = instance.object
+            if not instance.is_instance and shown.type in OUTLINES:
+                continue
             key = (shown.name_full, shown.data.as_pointer() if shown.data else 0)
             if key not in made:
                 made[key] = _frozen_mesh(shown, depsgraph, rest)
