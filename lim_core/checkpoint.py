@@ -148,11 +148,15 @@ def golden_views(inputs: dict[str, Tensor], canonical: bool, device) -> Views:
 
 @torch.no_grad()
 def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Every 7th value of the network's triplane for the golden input, on the model's device."""
+    """Every 7th value of the network's triplane for the golden input; for a reconstructor also what its decoder reads there."""
     device = next(model.parameters()).device
     canonical = network.endswith("-xyz")
     if network.startswith("lrm"):
         triplane = model(golden_views(inputs, canonical, device))[0]
+        steps = torch.linspace(-0.75, 0.75, 7, device=device)
+        points = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).view(1, -1, 3)
+        density, content = model.decoder(triplane, points)
+        decoded = [density.log1p().flatten(), content.flatten()]
     else:
         views = golden_views(inputs, False, device)
         condition = model.condition(views, views) if canonical else model.condition(views)
@@ -160,7 +164,8 @@ def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> 
         stream = tokens.expand(-1, 3 * model.config.plane_tokens**2, -1)
         features = Features(stream, [stream] * model.config.lim_blocks)
         triplane = model(features, condition, torch.tensor([0.5], device=device))[0]
-    return triplane.flatten()[::7].float().cpu().contiguous()
+        decoded = []
+    return torch.cat([triplane.flatten()[::7], *decoded]).float().cpu().contiguous()
 
 
 def replay_golden(folder: str | Path, network: str, model: nn.Module) -> float:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shared by the tests of the backend: tiny networks and a job folder made without Blender."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lim_core import cameras, checkpoint, config, protocol, request
+from lim_core.config import ModelConfig
+from lim_core.data import rays
+from lim_core.images import Views
+
+TINY = ModelConfig(
+    image_size=32, patch=8, width=32, heads=2, encoder_blocks=1, blocks=3, lim_blocks=2, plane_tokens=4, upsample=4,
+    channels=4, decoder_width=16, ray_samples=16,
+)  # fmt: skip
+
+
+def ball_views(model_config: ModelConfig, batch: int = 1, *, canonical: bool = False, shift: float = 0.0) -> Views:
+    """A coloured ball of radius 0.6 seen by the rig, moved along x by `shift`."""
+    inputs = checkpoint.golden_input(model_config)
+    views = checkpoint.golden_views(inputs, canonical, "cpu")
+    position = views.position + shift * torch.tensor([1.0, 0, 0]) * views.alpha[..., None]
+    moved = Views(views.content, views.alpha, position, views.depth_known, views.camera_to_world, views.intrinsics)
+    return Views(*(getattr(moved, n).expand(batch, *getattr(moved, n).shape[1:]) for n in moved.__dataclass_fields__))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """Four untrained checkpoints of the tiny size."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for network in config.NETWORKS:
+        checkpoint.save(folder / network, network, checkpoint.build(network, TINY).eval(), {"test": True})
+    return folder
+
+
+def make_job(folder: Path, weights: Path | str = "", *, still: bool = False, seed: int = 3, **changes) -> Path:
+    """A job folder as Blender would leave it: a generated moving object, three keyframes, eight views."""
+    size, views = 96, 8
+    from lim_core.data import procedural
+
+    pack = procedural.generate(seed)
+    last = pack.frames(0) - 1
+    frames = [0, 0, 0] if still else [0, last * 0.2, last * 0.4]
+    positions = pack.model_positions(0, frames)
+    camera, intrinsics = cameras.job_cameras(size, views)
+    (folder / protocol.CAPTURE_FOLDER).mkdir(parents=True)
+    for k, vertices in enumerate(positions):
+        seen = rays.render(pack, vertices, camera, intrinsics, size)
+        for v in range(views):
+            Image.fromarray(seen.rgba[v]).save(folder / protocol.image_file(k, v))
+        np.savez(folder / protocol.depth_file(k), depth_planar=seen.depth_planar)
+    np.savez(folder / protocol.CAMERAS_FILE, camera_to_world=camera, intrinsics=intrinsics)
+    settings = {
+        "keyframes": (1.0, 5.0, 9.0),
+        "inbetweens": 1,
+        "image_size": size,
+        "views": views,
+        "template_faces": 600,
+    }
+    settings |= {"texture_size": 128, "weights": str(weights), "device": "cpu"}
+    request.write(request.Request(**(settings | changes)), folder)
+    return folder

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole jobs, with tiny untrained networks: what must hold whatever the networks have learnt."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_job
+
+from lim_core import protocol, request
+from lim_core.errors import LimError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(job: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "lim_core", "run", str(job), "--follow-stdin", *more], cwd=ROOT, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> tuple[int, list[dict], str]:
+    """Exit code, events and stderr of a run whose stdin stays open to the end."""
+    lines = process.stdout.read().splitlines()
+    errors = process.stderr.read()
+    process.stdin.close()
+    return process.wait(60), [protocol.decode_event(line) for line in lines], errors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_weights):
+    job = make_job(tmp_path_factory.mktemp("jobs") / "ein Auftrag äöü", tiny_weights)
+    code, events, errors = finish(start(job))
+    assert code == 0, errors
+    return job, events
+
+
+def test_events_follow_the_protocol(finished):
+    _, events = finished
+    names = [event["event"] for event in events]
+    assert names[0] == "hello" and names[-1] == "result"
+    assert sum(name in protocol.FINAL_EVENTS for name in names) == 1
+    assert [e["stage"] for e in events if e["event"] == "stage"] == list(protocol.STAGES)
+    fractions = [e["fraction"] for e in events if e["event"] == "progress"]
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
+
+
+def test_result_is_whole(finished):
+    job, _ = finished
+    asked = request.read(job)
+    with np.load(job / protocol.RESULT_ARRAYS, allow_pickle=False) as data:
+        arrays = dict(data)
+    times, vertices = arrays["positions"].shape[:2]
+    assert times == len(asked.frames()) == 5 and arrays["frames"].tolist() == [1, 3, 5, 7, 9]
+    assert arrays["loop_uvs"].shape == (len(arrays["faces"]), 3, 2)
+    assert 0 <= arrays["loop_uvs"].min() and arrays["loop_uvs"].max() <= 1
+    assert arrays["faces"].max() < vertices and np.isfinite(arrays["positions"]).all()
+    assert np.abs(arrays["positions"]).max() < 1.1
+    summary = json.loads((job / protocol.RESULT_FILE).read_text(encoding="utf-8"))
+    assert summary["frames"] == [1, 3, 5, 7, 9] and summary["vertices"] == vertices
+    assert (job / protocol.TEXTURE_FILE).is_file() and (job / "previews/triplane_f004_v00.png").is_file()
+    # On the captured surface at every keyframe: the fit has worked, whatever the networks know.
+    assert max(summary["metrics"]["keyframe_distance"]) < 0.03
+
+
+def test_a_repeated_run_redoes_only_what_changed(finished):
+    job, _ = finished
+    before = {p.name: p.stat().st_mtime_ns for p in (job / "state").iterdir()}
+    asked = request.read(job)
+    request.write(type(asked)(**{**asked.__dict__, "texture_size": 64}), job)
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
+    assert changed == {"texture.npz"}
+    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture"]
+
+
+def test_a_still_scene_stays_still(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "still", tiny_weights, still=True)
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    with np.load(job / protocol.RESULT_ARRAYS) as data:
+        positions = data["positions"]
+    size = np.linalg.norm(np.ptp(positions[0], axis=0))
+    assert np.linalg.norm(positions - positions[0], axis=-1).mean() < 0.005 * size
+
+
+def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "own", tiny_weights, template="mesh")
+    with pytest.raises(LimError):
+        from lim_core import capture
+
+        capture.read_template(job)
+    from lim_core import surface
+
+    with np.load(job / protocol.depth_file(0)) as data, np.load(job / protocol.CAMERAS_FILE) as cameras:
+        vertices, faces = surface.fuse_depth(
+            data["depth_planar"], cameras["camera_to_world"], cameras["intrinsics"], resolution=48
+        )
+    np.savez(job / protocol.TEMPLATE_FILE, vertices=vertices, faces=faces)
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    with np.load(job / protocol.RESULT_ARRAYS) as data:
+        assert "loop_uvs" not in data.files
+        np.testing.assert_allclose(data["positions"][0], vertices, atol=1e-6)
+        np.testing.assert_array_equal(data["faces"], faces)
+
+
+def test_cancel_keeps_the_finished_stages(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "cancel", tiny_weights)
+    process = start(job)
+    for line in process.stdout:
+        if protocol.decode_event(line).get("stage") == "surface":
+            process.stdin.write(protocol.encode_command("cancel") + "\n")
+            process.stdin.flush()
+            break
+    code, events, _ = finish(process)
+    assert code == protocol.EXIT_CANCELLED and events[-1]["event"] == "cancelled"
+    assert not (job / protocol.RESULT_FILE).exists() and (job / "state/reconstruct.npz").exists()
+    assert not list(job.rglob("*.tmp"))
+    stamp = (job / "state/reconstruct.npz").stat().st_mtime_ns
+    code, events, errors = finish(start(job))
+    assert code == 0, errors
+    assert (job / "state/reconstruct.npz").stat().st_mtime_ns == stamp
+
+
+def test_the_worker_stops_when_blender_is_gone(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "gone", tiny_weights)
+    process = start(job)
+    process.stdout.readline()
+    process.stdin.close()
+    started = time.monotonic()
+    process.stdout.read()
+    assert process.wait(30) == protocol.EXIT_CANCELLED and time.monotonic() - started < 30
+
+
+def test_killed_in_the_middle_leaves_a_resumable_job(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "killed", tiny_weights)
+    process = start(job)
+    for line in process.stdout:
+        if protocol.decode_event(line).get("stage") == "interpolate":
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait(30)
+    assert not (job / protocol.RESULT_FILE).exists()
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+
+
+def spoil_request(job):
+    data = json.loads((job / protocol.REQUEST_FILE).read_text())
+    (job / protocol.REQUEST_FILE).write_text(json.dumps(data | {"colour": "red"}))
+
+
+def truncate_depth(job):
+    path = job / protocol.depth_file(1)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def foreign_depth(job):
+    np.savez(job / protocol.depth_file(1), something=np.zeros(3))
+
+
+def nan_depth(job):
+    with np.load(job / protocol.depth_file(1)) as data:
+        depth = data["depth_planar"].copy()
+    depth[0, 0, 0] = np.nan
+    np.savez(job / protocol.depth_file(1), depth_planar=depth)
+
+
+def pickled_cameras(job):
+    np.savez(job / protocol.CAMERAS_FILE, camera_to_world=np.array([object()]), intrinsics=np.zeros(3))
+
+
+def missing_picture(job):
+    (job / protocol.image_file(2, 1)).unlink()
+
+
+def broken_picture(job):
+    (job / protocol.image_file(2, 1)).write_bytes(b"not a picture")
+
+
+def invisible(job):
+    from PIL import Image
+
+    for view in range(4):
+        Image.new("RGBA", (96, 96)).save(job / protocol.image_file(1, view))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "named"),
+    [
+        (spoil_request, "bad_request", "colour"),
+        (truncate_depth, "bad_capture", "k001_depth.npz"),
+        (foreign_depth, "bad_capture", "k001_depth.npz"),
+        (nan_depth, "bad_capture", "depth_planar"),
+        (pickled_cameras, "bad_capture", "cameras.npz"),
+        (missing_picture, "missing_file", "k002_v01.png"),
+        (broken_picture, "bad_capture", "k002_v01.png"),
+        (invisible, "outside_cameras", "frame 5"),
+    ],
+)
+def test_bad_input_gets_a_sentence(tmp_path, tiny_weights, spoil, code, named):
+    job = make_job(tmp_path / "bad", tiny_weights)
+    spoil(job)
+    exit_code, events, _ = finish(start(job))
+    assert events[-1]["event"] == "error" and events[-1]["code"] == code
+    assert named in events[-1]["message"] and events[-1]["message"].rstrip().endswith(".")
+    assert exit_code == protocol.ERROR_CODES[code][0]
+
+
+def test_missing_weights_are_named(tmp_path):
+    job = make_job(tmp_path / "weights", tmp_path / "no such folder")
+    exit_code, events, _ = finish(start(job))
+    assert events[-1]["code"] == "weights_missing" and "no such folder" in events[-1]["message"]
+    assert exit_code == protocol.EXIT_BACKEND
+
+
+def test_what_libraries_print_cannot_garble_the_events(tmp_path, tiny_weights):
+    job = make_job(tmp_path / "print", tiny_weights, still=True)
+    program = (
+        "import sys, os; sys.path.insert(0, sys.argv[1])\n"
+        "from lim_core import pipeline, worker\n"
+        "def noisy(*a):\n    os.write(1, b'a library says hello\\n')\n"
+        "pipeline.run = noisy\n"
+        "sys.exit(worker.main([sys.argv[2], '--follow-stdin']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT), str(job)],
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "says hello" in done.stderr and all(protocol.decode_event(line) for line in done.stdout.splitlines())
