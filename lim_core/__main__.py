@@ -16,6 +16,7 @@ COMMANDS = {
     "bake": ("data.bake", "animated assets → packs"),
     "cache": ("data.cache", "packs → rendered sequences for training"),
     "train": ("training.train", "train one of the four networks"),
+    "recipe": ("training.recipe", "render and train all four networks inside a time box"),
 }
 
 
