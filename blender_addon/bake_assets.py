@@ -745,7 +745,8 @@ def assemble(name, fps, names, vertices, bones, skins, surface, textures) -> pac
     }
     forms = []
     if skin is not None:
-        keep, welded, good = weld([skin["rest"], skin["bone_index"], skin["bone_weight"]], faces)
+        place = np.rint(skin["rest"] * (1e5 / box)).astype(np.int32)
+        keep, welded, good = weld([place, skin["bone_index"], skin["bone_weight"]], faces)
         forms.append(({k: v if k == "bones" else v[keep] for k, v in skin.items()}, welded, good))
     if skin is None or skin["bones"].nbytes > truth.size * 2:
         stored, low, step = packs.quantise(truth, starts)
