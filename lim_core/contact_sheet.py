@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m lim_core sheet JOB --out sheet.png --gif preview.gif`: a job's pictures on one page, and as a loop.
+
+Reads, from the job folder, whatever is there of:
+
+| row | file | made by |
+|---|---|---|
+| captured | `capture/kKKK_vVV.png` (RGBA) | Blender, at the keyframes |
+| interpolated | `previews/triplane_fNNN_vVV.png` (RGB or RGBA) | the stage “interpolate” |
+| traced | `previews/traced_fNNN_vVV.png` (RGB or RGBA) | Blender, from the result |
+
+KKK counts keyframes, NNN entries of `request.frames()`, VV views of the capture: one column shows the same camera and the
+same time all the way down. A picture that is missing leaves its place empty; a row without pictures is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from . import protocol, request
+from .errors import LimError, from_os_error
+from .request import Request
+
+COLUMNS = 9
+"""Times shown at most: every keyframe (or an even choice of them), and in-betweens evenly between."""
+VIEWS = 2
+TILE, LABEL, GAP = 176, 118, 6  # pixels
+PAPER, EMPTY, INK, FAINT = (255, 255, 255), (246, 246, 246), (30, 30, 30), (130, 130, 130)
+GIF_SIZE = 320
+SLOWEST, FASTEST = 0.25, 0.04  # seconds per picture of the loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kind of picture: its words, and where the picture of (index into request.frames(), view) lies, if anywhere."""
+
+    label: str
+    note: str
+    file: Callable[[int, int], str | None]
+
+
+def rows(asked: Request) -> list[Row]:
+    """The rows of a sheet, top to bottom."""
+    steps = asked.inbetweens + 1
+
+    def captured(index: int, view: int) -> str | None:
+        return protocol.image_file(index // steps, view) if index % steps == 0 else None
+
+    def preview(kind: str) -> Callable[[int, int], str]:
+        return lambda index, view: f"{protocol.PREVIEW_FOLDER}/{kind}_f{index:03d}_v{view:02d}.png"
+
+    return [
+        Row("captured", "keyframes", captured),
+        Row("interpolated", "rendered triplanes", preview("triplane")),
+        Row("traced", "one mesh, one texture", preview("traced")),
+    ]
+
+
+def columns(asked: Request, most: int = COLUMNS) -> list[int]:
+    """Indices into request.frames(): the keyframes and, where there is room, in-betweens evenly between them."""
+    steps, count = asked.inbetweens + 1, len(asked.keyframes)
+    if count >= most:
+        chosen = np.linspace(0, count - 1, most).round().astype(int)
+        return [int(k) * steps for k in chosen]
+    between = min(asked.inbetweens, (most - count) // (count - 1))
+    offsets = [round(step * steps / (between + 1)) for step in range(between + 1)]
+    return [k * steps + offset for k in range(count - 1) for offset in offsets] + [(count - 1) * steps]
+
+
+def tile(path: Path, size: int) -> Image.Image | None:
+    """The picture on paper, `size` pixels wide; None if it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGBA")
+    except (OSError, ValueError):
+        return None
+    picture = picture.resize((size, size), Image.Resampling.LANCZOS)  # Pillow averages with the alpha's weight
+    paper = Image.new("RGBA", picture.size, (*PAPER, 255))
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def sheet(job: Path, asked: Request) -> Image.Image:
+    """The contact sheet. Raises LimError missing_file if the job holds no pictures at all."""
+    shown, frames = columns(asked), asked.frames()
+    lines = []  # (row, view, the tiles of its columns)
+    for view in range(min(VIEWS, asked.rig_views, asked.views)):
+        for row in rows(asked):
+            files = [row.file(index, view) for index in shown]
+            tiles = [tile(job / name, TILE) if name else None for name in files]
+            if any(tiles):
+                lines.append((row, view, tiles))
+    if not lines:
+        raise LimError("missing_file", f"There are no pictures in “{job}”.", "Run the job first.")
+    small, bold = ImageFont.load_default(13), ImageFont.load_default(15)
+    header = 34
+    views = len({view for _, view, _ in lines})
+    width = LABEL + len(shown) * (TILE + GAP) + GAP
+    height = header + len(lines) * (TILE + GAP) + (views - 1) * 4 * GAP + GAP
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    for column, index in enumerate(shown):
+        is_keyframe = index % (asked.inbetweens + 1) == 0
+        text = f"keyframe {frames[index]:g}" if is_keyframe else f"{frames[index]:g}"
+        middle = LABEL + GAP + column * (TILE + GAP) + TILE // 2
+        draw.text((middle, 20), text, INK if is_keyframe else FAINT, bold if is_keyframe else small, anchor="mm")
+    top, last_view = header, None
+    for row, view, tiles in lines:
+        if last_view is not None and view != last_view:
+            top += 4 * GAP
+            draw.line((GAP, top - 3 * GAP, width - GAP, top - 3 * GAP), fill=(220, 220, 220))
+        last_view = view
+        draw.text((10, top + TILE // 2 - 20), row.label, INK, bold, anchor="lm")
+        draw.text((10, top + TILE // 2), _wrapped(row.note, 15), FAINT, small, anchor="la")
+        draw.text((10, top + 12), f"camera {view + 1}", FAINT, small, anchor="lm")
+        for column, picture in enumerate(tiles):
+            left = LABEL + GAP + column * (TILE + GAP)
+            if picture:
+                page.paste(picture, (left, top))
+                draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=(232, 232, 232))
+            elif row.label != "captured":
+                draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
+        top += TILE + GAP
+    return page
+
+
+def loop(job: Path, asked: Request) -> tuple[list[Image.Image], float]:
+    """The pictures of the loop, there and back again, and the seconds each is shown.
+
+    Shows the traced mesh from two cameras side by side; without it the interpolated pictures, else the captured ones.
+    """
+    frames = asked.frames()
+    for row in reversed(rows(asked)):
+        views = [v for v in range(min(VIEWS, asked.views)) if (job / (row.file(0, v) or "")).is_file()]
+        pictures, times = [], []
+        for index, frame in enumerate(frames):
+            files = [row.file(index, view) for view in views]
+            tiles = [tile(job / name, GIF_SIZE) for name in files if name]
+            if tiles and all(tiles):
+                page = Image.new("RGB", (GIF_SIZE * len(tiles), GIF_SIZE), PAPER)
+                for place, picture in enumerate(tiles):
+                    page.paste(picture, (place * GIF_SIZE, 0))
+                pictures.append(page)
+                times.append(frame)
+        if len(pictures) > 1:
+            seconds = (times[-1] - times[0]) / (len(times) - 1) / asked.fps
+            closed = _difference(pictures[0], pictures[-1]) < 1.0  # it ends as it begins: no way back is needed
+            back = [] if closed else pictures[-2:0:-1]
+            forth = pictures[:-1] if closed else pictures
+            return [*forth, *back], min(max(seconds, FASTEST), SLOWEST)
+    raise LimError("missing_file", f"There are no pictures in “{job}” to make a loop of.", "Run the job first.")
+
+
+def save_loop(pictures: list[Image.Image], seconds: float, path: Path) -> None:
+    """An endlessly looping GIF under a temporary name, then renamed. One palette, so that nothing flickers."""
+    strip = Image.new("RGB", (pictures[0].width, pictures[0].height * min(len(pictures), 8)))
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), 8)).round().astype(int)
+    for place, index in enumerate(chosen):
+        strip.paste(pictures[index], (0, place * pictures[0].height))
+    palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+    small = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        small[0].save(
+            temporary, format="GIF", save_all=True, append_images=small[1:], duration=round(seconds * 1000), loop=0
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str]) -> int:
+    """The command line; exit code 0. Raises LimError."""
+    parser = argparse.ArgumentParser(prog="python -m lim_core sheet", description="Put a job's pictures on one page.")
+    parser.add_argument("job", help="job folder")
+    parser.add_argument("--out", metavar="FILE.png", help="write the contact sheet here")
+    parser.add_argument("--gif", metavar="FILE.gif", help="write a looping preview here")
+    options = parser.parse_args(argv)
+    job = Path(options.job)
+    asked = request.read(job)
+    try:
+        if options.out:
+            path = Path(options.out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            from .result import save_image
+
+            save_image(path, np.asarray(sheet(job, asked)))
+        if options.gif:
+            path = Path(options.gif)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_loop(*loop(job, asked), path)
+    except OSError as error:
+        raise from_os_error(error, "writing the contact sheet") from error
+    return 0
+
+
+def _wrapped(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _difference(first: Image.Image, last: Image.Image) -> float:
+    return float(np.abs(np.asarray(first, np.float32) - np.asarray(last, np.float32)).mean())
