@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import collections
 import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from ..install import locations
-from ..lim_core.errors import LimError
+from ..lim_core.errors import LimError, from_os_error
 from . import ids
+from .worker import clean_environment
 
 INSTALL_HINT = "Install it in the add-on's preferences, or with “python3 install backend”."
 
@@ -73,6 +77,70 @@ def uninstall_command() -> list[str]:
 
 def environment(chosen_home: str = "") -> dict[str, str]:
     """Environment variables for these commands."""
-    from .worker import clean_environment
-
     return {**clean_environment(), "LIM_HOME": str(home(chosen_home))}
+
+
+class Command:
+    """A running installer whose lines can be looked at without waiting.
+
+    Args:
+        command: program and arguments.
+        environment: its environment variables.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self.stopped = False
+        self._lines: collections.deque[str] = collections.deque(maxlen=12)
+        options: dict = {}
+        if os.name == "nt":
+            options["creationflags"] = subprocess.CREATE_NO_WINDOW
+        else:
+            options["start_new_session"] = True  # pip's own children are stopped with it
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                **options,
+            )
+        except OSError as error:
+            raise from_os_error(error, "starting the installer") from error
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    @property
+    def last_line(self) -> str:
+        """What it said last, for a status line."""
+        return next((line for line in reversed(list(self._lines)) if line), "")
+
+    @property
+    def tail(self) -> str:
+        """Its last paragraph: the sentence and the hint of an error."""
+        self._reader.join(1.0)
+        return "\n".join(self._lines).strip().rpartition("\n\n")[2]
+
+    def stop(self) -> None:
+        """End it with what it started; an installation goes on from there the next time."""
+        self.stopped = True
+        try:
+            if os.name == "nt":
+                self._process.terminate()
+            else:
+                os.killpg(self._process.pid, 15)
+        except OSError:
+            pass  # it has ended by itself
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.append(line.decode("utf-8", "replace").rpartition("\r")[2].strip()[:200])
+        self._process.stdout.close()

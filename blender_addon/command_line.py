@@ -23,7 +23,7 @@ import bpy
 
 from ..lim_core import __version__, protocol, request
 from ..lim_core.errors import Cancelled, LimError, from_os_error
-from . import backend, ids, job_folders, jobs, keyframes
+from . import job_folders, jobs, keyframes, preferences
 
 EXPORTS = (".glb", ".abc", ".usd", ".usdc", ".pc2", ".obj")
 
@@ -185,20 +185,13 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
         device=options.device,
         engine=options.engine,
         name=options.name,
-        backend=os.path.abspath(options.backend) if options.backend else str(backend.python()),
-        weights=os.path.abspath(options.weights) if options.weights else "",
-        cache=default_cache(),
+        backend=os.path.abspath(options.backend) if options.backend else preferences.backend_python(),
+        weights=os.path.abspath(options.weights) if options.weights else preferences.weights_folder(),
+        cache=preferences.cache_folder(),
         job=os.path.abspath(options.job) if options.job else "",
         unchanged_file=unchanged,
     )
     return settings, scene
-
-
-def default_cache() -> str:
-    """Where job folders go if nobody says: the extension's own folder, or beside the backend."""
-    if ids.INSTALLED:
-        return bpy.utils.extension_path_user(ids.BASE_PACKAGE, path="jobs", create=True)
-    return str(backend.home() / "jobs")
 
 
 def capture_only(spec_file: str) -> int:

@@ -8,6 +8,8 @@ With the bpy module instead of a Blender: `python blender_addon/headless.py scen
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,12 +43,25 @@ def main() -> int:
     import bpy
 
     command_line = import_module(f"{PACKAGE}.blender_addon.command_line")
-    if not bpy.app.binary_path or getattr(bpy.app, "module", False):
+    if not bpy.app.binary_path:
         files = [argument for argument in before[1:] if not argument.startswith("-")]
         if files and "--input" not in after:
             after = ["--input", files[0], *after]
     return command_line.main(after)
 
 
+def leave(code: int) -> None:
+    """Exit with this code. The bpy 4.2 module crashes at the interpreter's exit after a glTF export, which would turn
+    every exit code into 139, so the module's process is left without it."""
+    import bpy
+
+    if bpy.app.binary_path:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    shutil.rmtree(bpy.app.tempdir, ignore_errors=True)
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
