@@ -4,6 +4,7 @@
     <LIM_HOME>/backend/          environment of the backend (torch); backend.json in it is written last
     <LIM_HOME>/blender-4.5/      environment of one bpy wheel; blender.json in it is written last
     <LIM_HOME>/blender-user/     Blender's own settings folder while we run it: never the user's
+    <LIM_HOME>/jobs/             job folders of runs without a window that name none
     <LIM_HOME>/.lock             held while something is being installed
 
 LIM_HOME is the environment variable of that name, or `lim-blender` in the platform's folder for user data.
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds lim_core, blender_addon and install."""
 
 APPLICATION = "lim-blender"
-KNOWN = ("backend", "blender-*", "blender-user", ".lock")
+KNOWN = ("backend", "blender-*", "jobs", ".lock")
 """All that we ever create in LIM_HOME, as patterns."""
 
 

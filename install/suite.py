@@ -16,6 +16,10 @@ from environment import say
 
 from lim_core import protocol
 
+# The bpy module of 4.2 can crash while the interpreter ends, which would turn a pass into a failure.
+_RUNNER = (
+    "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
+)
 LAYERS = ("plain", "core", "blender")
 
 
@@ -63,5 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pytest(python: Path, folder: Path, extra: list[str], variables: dict[str, str]) -> int:
-    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", str(folder), *extra]
+    command = [str(python), "-c", _RUNNER, "-p", "no:cacheprovider", str(folder), *extra]
     return subprocess.call(command, cwd=locations.ROOT, env=variables)

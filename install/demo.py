@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job from nothing: set up, run Blender without a window, put the pictures together, say where everything is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import backend
+import blender
+import environment
+import locations
+from environment import say
+
+from lim_core import protocol
+from lim_core.errors import LimError, from_os_error
+
+RESULTS = {
+    "result.blend": "the scene with the result: open it and press play",
+    "result.glb": "the mesh with its morph targets, for an engine",
+    "contact_sheet.png": "captured, interpolated and traced, side by side",
+    "preview.gif": "the traced mesh, looping",
+    "report.json": "what was done and how long it took",
+}
+"""What the demo writes, and the words for it."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code of the job (lim_core/protocol.py)."""
+    began = time.monotonic()
+    seconds: dict[str, float] = {}
+    out = Path(arguments.out).resolve()
+    source = Path(arguments.input).resolve() if arguments.input else None
+    if source and not source.is_file():
+        raise LimError("missing_file", f"There is no file “{arguments.input}”.", "Check the path.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, "making the folder for the results") from error
+
+    def step(name: str, since: float) -> None:
+        seconds[name] = round(time.monotonic() - since, 1)
+
+    say("[1/4] The backend")
+    start = time.monotonic()
+    python = backend.ensure(arguments.device, wheels=arguments.wheels, torch_index=arguments.torch_index)
+    step("backend", start)
+
+    say("[2/4] Blender")
+    start = time.monotonic()
+    module = blender.ensure(arguments.blender, wheels=arguments.wheels)
+    say(f"{module}")
+    step("Blender", start)
+
+    say(f"[3/4] {source.name if source else 'Our own scene'}: from the animation to one mesh")
+    start = time.monotonic()
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)  # what lies there afterwards is of this run
+    code = subprocess.call(
+        module.command(locations.ROOT / "blender_addon" / "headless.py", job_options(arguments, source, python, out)),
+        env=module.variables(),
+    )
+    step("job", start)
+    if code:
+        raise _failure(out / "report.json", code)
+
+    say("[4/4] The contact sheet and the preview")
+    start = time.monotonic()
+    code = subprocess.call(
+        [
+            python,
+            "-m",
+            "lim_core",
+            "sheet",
+            out / "job",
+            "--out",
+            out / "contact_sheet.png",
+            "--gif",
+            out / "preview.gif",
+        ],
+        env=environment.clean_variables(PYTHONPATH=str(locations.ROOT), PYTHONSAFEPATH="1"),
+    )
+    step("pictures", start)
+    if code:
+        return code
+
+    report_path = out / "report.json"
+    report = json.loads(report_path.read_text(encoding="utf-8"))
+    seconds["total"] = round(time.monotonic() - began, 1)
+    report["steps"] = seconds
+    temporary = report_path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, report_path)
+    _tell(out, report, seconds)
+    return protocol.EXIT_RESULT
+
+
+def job_options(arguments: argparse.Namespace, source: Path | None, python: Path, out: Path) -> list[str]:
+    """The options for headless.py. The job folder is kept: a second run does only what changed."""
+    device = "cuda" if arguments.device == "rocm" else arguments.device  # what torch calls it
+    options = ["--input", str(source)] if source else ["--demo-scene"]
+    if arguments.keyframes:
+        options += ["--keyframes", arguments.keyframes]
+    options += ["--inbetweens", str(arguments.inbetweens), "--quality", arguments.quality, "--device", device]
+    options += ["--backend", str(python), "--job", str(out / "job"), "--previews", str(out / "job" / "previews")]
+    options += ["--out", str(out / "result.blend"), "--glb", str(out / "result.glb")]
+    return [*options, "--json", str(out / "report.json")]
+
+
+def _failure(report: Path, code: int) -> LimError:
+    """Why the job failed: from its report if it wrote one. Its own message is already on the screen."""
+    try:
+        said = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = {}
+    if said.get("code") in protocol.ERROR_CODES:
+        return LimError(said["code"], "The job failed; the reason stands above and in report.json.")
+    return LimError("internal", f"Blender ended with code {code} before the job was done.", "Its last lines are above.")
+
+
+def _tell(out: Path, report: dict, seconds: dict[str, float]) -> None:
+    say("")
+    for name, words in RESULTS.items():
+        if (out / name).is_file():
+            say(f"  {out / name}  {words}")
+    say("")
+    stages = {name: value for name, value in report.get("seconds", {}).items() if name != "total"}
+    for name, value in seconds.items():
+        say(f"  {name:10} {value:7.1f} s")
+        if name == "job":
+            for stage, spent in stages.items():
+                say(f"    {stage:12} {spent:5.1f} s")
