@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lim_core import cameras
-from lim_core.data import bake, packs
+from lim_core.data import bake, packs, procedural
 from lim_core.errors import LimError
 
 rays = pytest.importorskip("lim_core.data.rays", exc_type=ImportError)
@@ -336,6 +336,81 @@ def test_an_object_around_the_camera_is_drawn():
     points, faces = sphere(10.0)
     camera, intrinsics = cameras.job_cameras(16, 1)
     assert rays.render(make_pack([points], faces), points, camera, intrinsics, 16).mask.all()
+
+
+# ---- procedural objects ----------------------------------------------------------------------------------------------
+def test_procedural_objects_depend_on_the_seed_alone():
+    stream = procedural.objects(7)
+    first, second = next(stream), next(stream)
+    again = procedural.make_object((7, 1))
+    np.testing.assert_array_equal(second.stored_positions, again.stored_positions)
+    np.testing.assert_array_equal(second.texels, again.texels)
+    np.testing.assert_array_equal(second.faces, again.faces)
+    assert (
+        first.stored_positions.shape != second.stored_positions.shape or (first.texels[:1] != second.texels[:1]).any()
+    )
+
+
+def test_procedural_objects_are_sound_and_move_smoothly():
+    camera, intrinsics = cameras.job_cameras(32, 4)
+    moved, stepped, textured, kinds = [], [], 0, set()
+    for index in range(40):
+        pack = procedural.make_object((3, index), frames=16)
+        packs.validate(pack)
+        stack = pack.model_positions(0, range(16))
+        step = np.linalg.norm(np.diff(stack, axis=0), axis=-1)
+        stepped.append(step.max())
+        moved.append(np.linalg.norm(stack - stack[:1], axis=-1).max())
+        textured += (pack.texture_shape > 1).any()
+        kinds.add((pack.vertices, len(pack.faces)))
+        views = rays.render(pack, stack[8], camera, intrinsics, 32, canonical=[stack[0]])
+        assert (views.mask.sum((1, 2)) > 15).all()
+        assert np.linalg.norm(views.canonical[0], axis=-1).max() < 1
+    assert np.median(moved) > 0.2 and np.min(moved) > 0.005
+    assert np.max(stepped) < 0.6 and np.median(stepped) < 0.2  # of a unit sphere, in a tenth of a second
+    assert textured > 25 and len(kinds) > 25
+
+
+def test_procedural_parts_are_closed():
+    """Every edge belongs to two triangles, run through once in each direction: so there is an inside."""
+    makers = (procedural.rounded_box, procedural.supershape, procedural.lathe, procedural.tube, procedural.height_field)
+    for maker in makers:
+        for seed in range(4):
+            part = maker(np.random.default_rng(seed))
+            assert np.isfinite(part.points).all() and part.uv.shape == (len(part.faces), 3, 2)
+            # Vertices that coincide are one: the poles are rows of them.
+            _, place = np.unique(np.rint(part.points * 1e7), axis=0, return_inverse=True)
+            faces = place.ravel()[part.faces]
+            edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+            forward = {tuple(e) for e in edges.tolist()}
+            assert len(forward) == len(edges), maker.__name__
+            assert all((b, a) in forward for a, b in forward), maker.__name__
+
+
+def test_deformations_leave_the_joint_and_keep_lengths():
+    axis = np.zeros((21, 3))
+    axis[:, 2] = np.linspace(0, 1, 21)
+    bent = procedural.bend(np.repeat(axis[None], 3, 0), np.array([0.0, 0.7, -1.2]), 1.0)
+    np.testing.assert_allclose(bent[:, 0], 0, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(np.diff(bent, axis=1), axis=-1).sum(1), 1, atol=1e-3)
+    np.testing.assert_allclose(bent[0], axis, atol=1e-3)
+    assert bent[1, -1, 0] > 0.2 and bent[2, -1, 0] < -0.2
+    turned = procedural.rotations(np.array([0.0, 0.0, 1.0]), np.array([np.pi / 2]))[0] @ [1, 0, 0]
+    np.testing.assert_allclose(turned, [0, 1, 0], atol=1e-12)
+
+
+def test_limbs_stay_on_what_carries_them():
+    """The triangle that a limb follows keeps its place in the frame that it is given."""
+    rng = np.random.default_rng(5)
+    part = procedural.rounded_box(rng)
+    moving = procedural.deform(np.random.default_rng(0), part.points, np.arange(12) / 10)
+    assert np.abs(moving - moving[:1]).max() > 0.05
+    origin, frame = procedural.follow_triangle(rng, moving, part.faces)
+    np.testing.assert_allclose(frame @ frame.transpose(0, 2, 1), np.broadcast_to(np.eye(3), frame.shape), atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(frame), 1, atol=1e-9)
+    centres = moving[:, part.faces].mean(2)
+    assert np.linalg.norm(centres - origin[:, None], axis=-1).max(0).min() < 1e-9  # one triangle's centre at all times
+    assert ((origin - moving.mean(1)) * frame[:, :, 2]).sum(1)[0] > 0  # it points outwards
 
 
 # ---- the baker outside Blender ---------------------------------------------------------------------------------------
