@@ -467,6 +467,7 @@ class Skinned:
             return
         count = len(ob.data.vertices)
         self.bones: list[str] = []
+        self.unpose = np.zeros((0, 4, 4))  # per bone, the armature's space to the bone's at rest
         self.index, self.weight = np.zeros((count, 4), np.int64), np.zeros((count, 4))
         self.weight[:, 0] = 1  # bone 0 is the object itself
         if not modifiers or modifiers[0].object is None:
@@ -476,12 +477,15 @@ class Skinned:
             self.ok = False
             return
         self.armature = modifier.object
-        deforming = {b.name for b in self.armature.data.bones if b.use_deform}
+        rests = self.armature.data.bones
+        deforming = {b.name for b in rests if b.use_deform}
         slot = {}
         for group in ob.vertex_groups:
             if group.name in deforming:
                 slot[group.index] = len(self.bones) + 1
                 self.bones.append(group.name)
+        if self.bones:
+            self.unpose = np.array([rests[name].matrix_local.inverted_safe() for name in self.bones], float)
         for v in ob.data.vertices:
             pairs = sorted(
                 ((g.weight, slot[g.group]) for g in v.groups if g.group in slot and g.weight > 0), reverse=True
@@ -497,19 +501,23 @@ class Skinned:
         self.ob.data.vertices.foreach_get("co", co)
         return co.reshape(-1, 3).astype(float)
 
-    def matrices(self, depsgraph) -> np.ndarray:
-        """float64 [1 + bones, 4, 4], the object's space to the world, at the depsgraph's time."""
-        ob = self.ob.evaluated_get(depsgraph)
-        world = np.array(ob.matrix_world)
-        result = [world]
-        if self.armature is not None:
+    def matrices(self, depsgraph, poses: dict) -> np.ndarray:
+        """float64 [1 + bones, 4, 4], the object's space to the world, at the depsgraph's time.
+
+        Args:
+            poses: filled with each armature's pose at this time: objects share armatures, and reading one is slow.
+        """
+        world = np.array(self.ob.evaluated_get(depsgraph).matrix_world, float)
+        if not self.bones:
+            return world[None]
+        if self.armature.name not in poses:
             armature = self.armature.evaluated_get(depsgraph)
-            base = np.array(armature.matrix_world)
-            inner = np.linalg.inv(base) @ world
-            for name in self.bones:
-                bone = armature.pose.bones[name]
-                result.append(base @ np.array(bone.matrix) @ np.linalg.inv(np.array(bone.bone.matrix_local)) @ inner)
-        return np.stack(result)
+            pose = {bone.name: np.array(bone.matrix, float) for bone in armature.pose.bones}
+            inverse = np.array(armature.matrix_world.inverted_safe(), float)
+            poses[self.armature.name] = np.array(armature.matrix_world, float), inverse, pose
+        base, inverse, pose = poses[self.armature.name]
+        posed = np.stack([pose[name] for name in self.bones])
+        return np.concatenate([world[None], base @ posed @ self.unpose @ (inverse @ world)])
 
 
 def evaluated_vertices(objects: list, depsgraph) -> list[np.ndarray]:
@@ -565,7 +573,8 @@ class Motion:
             if len(vertices[-1]) != len(vertices[0]):
                 raise LimError("bad_capture", f"The clip '{clip.name}' changes its number of vertices.")
             if self.skinnable and all(len(p) == len(s.index) for p, s in zip(parts, self.skins, strict=True)):
-                bones.append(np.concatenate([s.matrices(depsgraph) for s in self.skins]))
+                poses: dict = {}
+                bones.append(np.concatenate([s.matrices(depsgraph, poses) for s in self.skins]))
         return np.stack(vertices), np.stack(bones) if len(bones) == count else None
 
 
