@@ -159,10 +159,10 @@ def loop(job: Path, asked: Request) -> tuple[list[Image.Image], float]:
 
 def save_loop(pictures: list[Image.Image], seconds: float, path: Path) -> None:
     """An endlessly looping GIF under a temporary name, then renamed. One palette, so that nothing flickers."""
-    strip = Image.new("RGB", (pictures[0].width, pictures[0].height * min(len(pictures), 8)))
-    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), 8)).round().astype(int)
-    for place, index in enumerate(chosen):
-        strip.paste(pictures[index], (0, place * pictures[0].height))
+    width, height = (max(1, side // 4) for side in pictures[0].size)
+    strip = Image.new("RGB", (width, height * len(pictures)))
+    for place, picture in enumerate(pictures):
+        strip.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, place * height))
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
     small = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
     temporary = path.with_name(path.name + ".tmp")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The contact sheet and the loop: the right picture at the right place, and whatever is missing is only missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lim_core import contact_sheet, protocol, request
+from lim_core.errors import LimError
+
+
+def paint(path, colour, alpha=255):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA", (20, 20), (*colour, alpha)).save(path)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Keyframes 1, 5, 9 with three in-betweens; red grows with time, green is the row, blue is the view."""
+    asked = request.Request(keyframes=(1, 5, 9), inbetweens=3, fps=24)
+    request.write(asked, tmp_path)
+    for index in range(9):
+        for view in range(2):
+            if index % 4 == 0:
+                paint(tmp_path / protocol.image_file(index // 4, view), (index * 20, 40, view * 200))
+            paint(tmp_path / f"previews/triplane_f{index:03d}_v{view:02d}.png", (index * 20, 120, view * 200))
+            paint(tmp_path / f"previews/traced_f{index:03d}_v{view:02d}.png", (index * 20, 200, view * 200))
+    return tmp_path, asked
+
+
+def middle(page, line, column):
+    """Colour in the middle of a tile; `line` counts the rows of the first camera, then of the second."""
+    step = contact_sheet.TILE + contact_sheet.GAP
+    x = contact_sheet.LABEL + contact_sheet.GAP + column * step + contact_sheet.TILE // 2
+    y = 34 + line * step + contact_sheet.TILE // 2 + (4 * contact_sheet.GAP if line > 2 else 0)
+    return tuple(int(v) for v in np.asarray(page)[y, x])
+
+
+def test_rows_are_kinds_and_columns_are_times(job):
+    folder, asked = job
+    page = contact_sheet.sheet(folder, asked)
+    for line, (green, blue) in enumerate([(40, 0), (120, 0), (200, 0), (40, 200), (120, 200), (200, 200)]):
+        for column in range(9):
+            expected = (column * 20, green, blue)
+            if green == 40 and column % 4:
+                expected = contact_sheet.PAPER  # between the keyframes nothing was captured
+            assert middle(page, line, column) == expected
+
+
+def test_columns_hold_every_keyframe_and_few_in_betweens():
+    def of(count, inbetweens):
+        return contact_sheet.columns(request.Request(keyframes=tuple(range(count)), inbetweens=inbetweens))
+
+    assert of(3, 7) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert of(4, 7) == [0, 4, 8, 12, 16, 20, 24]
+    assert of(2, 2) == [0, 1, 2, 3]
+    assert of(2, 0) == [0, 1]
+    assert of(5, 7) == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    many = of(40, 3)
+    assert len(many) == contact_sheet.COLUMNS and many[0] == 0 and many[-1] == 39 * 4
+    assert all(index % 4 == 0 for index in many)
+
+
+def test_a_missing_picture_is_an_empty_place_and_a_missing_row_is_left_out(job):
+    folder, asked = job
+    (folder / "previews/traced_f003_v00.png").unlink()
+    (folder / "previews/triplane_f002_v00.png").write_bytes(b"\x89PNG cut short")
+    page = contact_sheet.sheet(folder, asked)
+    assert middle(page, 2, 3) == contact_sheet.EMPTY and middle(page, 1, 2) == contact_sheet.EMPTY
+    whole = page.height
+    for path in folder.glob("previews/traced_*"):
+        path.unlink()
+    assert whole - contact_sheet.sheet(folder, asked).height == 2 * (contact_sheet.TILE + contact_sheet.GAP)
+    for path in [*folder.glob("previews/*"), *folder.glob("capture/*")]:
+        path.unlink()
+    with pytest.raises(LimError, match="no pictures"):
+        contact_sheet.sheet(folder, asked)
+
+
+def test_alpha_lies_on_paper(tmp_path):
+    paint(tmp_path / "a.png", (0, 0, 0), alpha=0)
+    assert np.asarray(contact_sheet.tile(tmp_path / "a.png", 8)).min() == 255
+
+
+def test_the_loop_goes_there_and_back_at_the_sources_speed(job):
+    folder, asked = job
+    out = folder / "out" / "loop.gif"
+    assert contact_sheet.main([str(folder), "--gif", str(out), "--out", str(folder / "out" / "sheet.png")]) == 0
+    with Image.open(folder / "out" / "sheet.png") as page:
+        assert page.format == "PNG"
+    with Image.open(out) as loop:
+        assert loop.info["loop"] == 0 and loop.n_frames == 16 and loop.size == (640, 320)
+        assert loop.info["duration"] == pytest.approx(1000 / 24, abs=10)
+        reds = []
+        for index in range(loop.n_frames):
+            loop.seek(index)
+            pixels = np.asarray(loop.convert("RGB"))
+            assert abs(int(pixels[160, 160, 1]) - 200) < 12, "the traced row"
+            assert pixels[160, 160, 2] < 30 and pixels[160, 480, 2] > 170, "two cameras side by side"
+            reds.append(int(pixels[160, 160, 0]))
+    assert reds == sorted(reds[:9]) + sorted(reds[9:], reverse=True) and reds[8] > 140
+
+
+def test_a_cycle_is_not_played_backwards(job):
+    folder, asked = job
+    for view in range(2):
+        paint(folder / f"previews/traced_f008_v{view:02d}.png", (0, 200, view * 200))
+    pictures, _ = contact_sheet.loop(folder, asked)
+    assert len(pictures) == 8
+
+
+def test_a_folder_that_is_no_job(tmp_path):
+    with pytest.raises(LimError, match="not a job folder"):
+        contact_sheet.main([str(tmp_path), "--out", str(tmp_path / "x.png")])
