@@ -431,7 +431,8 @@ def _cancel_on_signal(job: jobs.Job) -> dict:
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            before[number] = signal.signal(number, lambda *_: job.cancel())
+            # None is a handler that Blender itself installed, which Python cannot put back.
+            before[number] = signal.signal(number, lambda *_: job.cancel()) or signal.SIG_DFL
         except ValueError:
             pass  # not in the main thread: whoever runs us there cancels by other means
     return before

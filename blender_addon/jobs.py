@@ -120,6 +120,7 @@ class Job:
         self._child: worker.Worker | None = None
         self._lock: job_folders.Lock | None = None
         self._stage: tuple[str, float] | None = None
+        self._began = time.monotonic()
 
     def cancel(self) -> None:
         """Stop at the next opportunity; `steps` then raises Cancelled."""
@@ -142,6 +143,7 @@ class Job:
         if active is not None:
             raise LimError("internal", "Another job is running.", "Wait for it to end, or cancel it.")
         active = self
+        self._began = time.monotonic()
         try:
             yield from self._steps()
         except (LimError, Cancelled, GeneratorExit):
@@ -253,7 +255,10 @@ class Job:
             yield
             self._begin_stage("capture", 0.0)
             self._child = worker.Worker(
-                background_command(copy, self.folder / job_folders.SPEC_FILE), self.folder, worker.BLENDER
+                background_command(copy, self.folder / job_folders.SPEC_FILE),
+                self.folder,
+                worker.BLENDER,
+                modest=True,
             )
             yield from self._follow(0.0, CAPTURE_SHARE)
         finally:
@@ -263,7 +268,7 @@ class Job:
     def _compute(self, start: float) -> Iterator[None]:
         self._begin_stage("backend", start)
         yield
-        self._child = worker.start_backend(self.settings.backend, ids.ROOT, self.folder)
+        self._child = worker.start_backend(self.settings.backend, ids.ROOT, self.folder, modest=self.background)
         final = yield from self._follow(start, 1.0 - WRITE_SHARE - start)
         return read_result(self.folder, final["path"])
 
@@ -342,6 +347,8 @@ class Job:
             self._stage = None
 
     def _progress(self, stage: str, fraction: float, seconds_left: float | None = None) -> None:
+        if seconds_left is None and fraction > 0.03:  # as the bar has gone on so far
+            seconds_left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction
         self._emit("progress", stage=stage, fraction=fraction, seconds_left=seconds_left)
 
     def _emit(self, name: str, **fields) -> None:
@@ -542,7 +549,10 @@ def fingerprint_of(scene: bpy.types.Scene, settings: Settings) -> list | None:
 
 def save_copy(path: Path) -> None:
     """Save the file as it is now, with unsaved changes, without becoming that file."""
+    paths = bpy.context.preferences.filepaths
+    thumbnail = paths.file_preview_type
     try:
+        paths.file_preview_type = "NONE"  # drawing it takes most of a second with a slow graphics driver
         bpy.ops.wm.save_as_mainfile(filepath=str(path), copy=True, compress=False, check_existing=False)
     except RuntimeError as error:
         raise LimError(
@@ -550,6 +560,8 @@ def save_copy(path: Path) -> None:
             f"A copy of the scene could not be saved into the job folder: {str(error).strip()}",
             "Save the file, check the free space and the cache folder, and try again.",
         ) from error
+    finally:
+        paths.file_preview_type = thumbnail
 
 
 def background_command(copy: Path, spec_file: Path) -> list[str]:

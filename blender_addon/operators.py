@@ -30,6 +30,10 @@ EXPORTS = (
     (".obj", "Wavefront (.obj)", "One file per frame"),
 )
 
+REDRAW_PAUSE = 0.25
+"""Seconds between two redraws for progress alone; a stage or a message is drawn at once."""
+
+_drawn = 0.0  # when progress was drawn last
 _steps = None  # the iterator of the job that runs in a window
 _installation: backend.Command | None = None
 
@@ -69,6 +73,7 @@ def time_left(fraction: float, seconds: float | None) -> str:
 
 def show(event: dict) -> None:
     """Put one event of a job into the live state."""
+    global _drawn
     state = live()
     name = event["event"]
     if name == "stage":
@@ -76,11 +81,14 @@ def show(event: dict) -> None:
     elif name == "progress":
         state.fraction = event["fraction"]
         state.progress_text = time_left(event["fraction"], event["seconds_left"])
+        if time.monotonic() - _drawn < REDRAW_PAUSE:
+            return
     elif name == "warning":
         first, *rest = wrap(f"{event['message']} {event['hint']}".strip()).splitlines() or [""]
         state.warning_text += "".join(f"{line}\n" for line in (first, *(f"  {line}" for line in rest)))
     else:
         return
+    _drawn = time.monotonic()
     redraw()
 
 

@@ -53,9 +53,11 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("PYTHON")}
 
 
-def start_backend(python: str | os.PathLike, root: str | os.PathLike, job: str | os.PathLike) -> Worker:
+def start_backend(
+    python: str | os.PathLike, root: str | os.PathLike, job: str | os.PathLike, modest: bool = False
+) -> Worker:
     """Start the backend on a job folder (see `backend.check` first). Raises LimError if it does not start."""
-    return Worker(backend_command(python, root, "run", str(job), "--follow-stdin"), job, BACKEND)
+    return Worker(backend_command(python, root, "run", str(job), "--follow-stdin"), job, BACKEND, modest)
 
 
 class Worker:
@@ -65,9 +67,10 @@ class Worker:
         command: program and arguments.
         job: the job folder; the child's stderr and every line of its stdout that is no event go to its `log.txt`.
         role: `BACKEND` or `BLENDER`; chooses the words and codes of what can go wrong.
+        modest: run at a lower priority, so that the window of the Blender that waits stays quick.
     """
 
-    def __init__(self, command: list[str], job: str | os.PathLike, role: str = BACKEND):
+    def __init__(self, command: list[str], job: str | os.PathLike, role: str = BACKEND, modest: bool = False):
         self.job = Path(job)
         self.role = role
         self._events: queue.SimpleQueue[dict] = queue.SimpleQueue()
@@ -90,6 +93,8 @@ class Worker:
         options: dict = {}
         if os.name == "nt":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
+            if modest:
+                options["creationflags"] |= subprocess.BELOW_NORMAL_PRIORITY_CLASS
         else:
             options["start_new_session"] = True  # Ctrl+C in the terminal is ours to pass on as a cancel
         try:
@@ -113,6 +118,11 @@ class Worker:
             hint = "Install the backend again in the add-on's preferences." if role == BACKEND else ""
             text = f"The {role} could not be started: {error.strerror or error}."
             raise LimError(code, text, hint) from error
+        if modest and os.name != "nt":
+            try:
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, 10)
+            except OSError:
+                pass  # it has ended already, which the readers report
         self._readers = [
             threading.Thread(target=self._read_events, name="lim-events", daemon=True),
             threading.Thread(target=self._read_log, name="lim-log", daemon=True),
