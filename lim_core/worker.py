@@ -115,9 +115,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(job: Path, reporter: Reporter) -> float:
     started = time.monotonic()
     asked = request.read(job)
-    from . import device, pipeline  # torch is imported only now: a broken request is reported at once
+    from . import device  # torch is imported only now: a broken request is reported at once
 
     device.limit_threads()
+    from . import pipeline
+
     where = device.pick(asked.device)
     reporter.event(
         "hello", protocol=protocol.VERSION, version=__version__, pid=os.getpid(), device=device.describe(where)
