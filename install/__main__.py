@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--inbetweens", type=int, default=7, metavar="N", help="frames made between each pair")
     command.add_argument("--quality", choices=("draft", "standard", "high"), default="draft")
+    command.add_argument("--weights", default="", metavar="DIR", help="checkpoints to use instead of the bundled ones")
     command.add_argument("--out", default="demo_output", metavar="DIR", help="where the results go")
     command.add_argument(
         "--blender", default="", choices=("", *blender.WHEELS), help="a bpy wheel instead of the program"

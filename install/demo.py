@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -60,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     for name in RESULTS:
         (out / name).unlink(missing_ok=True)  # what lies there afterwards is of this run
+    if source is None:
+        source = demo_scene(module, out)
+        step("scene", start)
+        start = time.monotonic()
     code = subprocess.call(
         module.command(locations.ROOT / "blender_addon" / "headless.py", job_options(arguments, source, python, out)),
         env=module.variables(),
@@ -99,14 +104,35 @@ def run(arguments: argparse.Namespace) -> int:
     return protocol.EXIT_RESULT
 
 
-def job_options(arguments: argparse.Namespace, source: Path | None, python: Path, out: Path) -> list[str]:
+def demo_scene(module: blender.Blender, out: Path) -> Path:
+    """Our own scene, built by a script; kept, because a file that did not change need not be captured again."""
+    script = locations.ROOT / "blender_addon" / "demo_scene.py"
+    series = ".".join(module.version.split(".")[:2])  # an older Blender cannot open a newer one's file
+    path = out / "job" / f"scene-{series}-{hashlib.sha256(script.read_bytes()).hexdigest()[:8]}.blend"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        run = subprocess.run(
+            module.command(script, [str(path)]),
+            env=module.variables(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if not path.is_file():
+            end = "\n".join((run.stdout + run.stderr).strip().splitlines()[-8:])
+            raise LimError("internal", f"The demo's scene could not be built:\n{end}")
+    return path
+
+
+def job_options(arguments: argparse.Namespace, source: Path, python: Path, out: Path) -> list[str]:
     """The options for headless.py. The job folder is kept: a second run does only what changed."""
     device = "cuda" if arguments.device == "rocm" else arguments.device  # what torch calls it
-    options = ["--input", str(source)] if source else ["--demo-scene"]
+    options = ["--input", str(source)]
+    options += ["--weights", str(Path(arguments.weights).resolve())] if arguments.weights else []
     if arguments.keyframes:
         options += ["--keyframes", arguments.keyframes]
     options += ["--inbetweens", str(arguments.inbetweens), "--quality", arguments.quality, "--device", device]
-    options += ["--backend", str(python), "--job", str(out / "job"), "--previews", str(out / "job" / "previews")]
+    options += ["--backend", str(python), "--job", str(out / "job")]
     options += ["--out", str(out / "result.blend"), "--glb", str(out / "result.glb")]
     return [*options, "--json", str(out / "report.json")]
 
