@@ -107,7 +107,7 @@ def capture(
         world_to_model = _normalise(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
-        stage = undo.enter_context(_Stage(proxies, world_to_model, spec.image_size))
+        stage = undo.enter_context(Stage(proxies, world_to_model, spec.image_size))
         for image, path in sorted(stage.materials.missing.items()):
             warnings.append(
                 (
@@ -519,18 +519,23 @@ def _write_template(scene: bpy.types.Scene, spec: CaptureSpec, job: Path, world_
 # ---- rendering -----------------------------------------------------------------------------------------------------
 
 
-class _Stage:
-    """A temporary scene with the proxies of all keyframes, in model space, and one camera. A context manager."""
+class Stage:
+    """A temporary scene with the proxies of all keyframes, in model space, and one camera. A context manager.
 
-    def __init__(self, keyframes: list[list[Proxy]], world_to_model: np.ndarray, size: int):
+    Args:
+        size: pixels along each side of a picture.
+        samples: 1 takes one through each pixel's centre; more of them smooth the edges (for pictures that people see).
+    """
+
+    def __init__(self, keyframes: list[list[Proxy]], world_to_model: np.ndarray, size: int, samples: int = 1):
         self.materials = AlbedoMaterials()
-        self._size = size
+        self._size, self._samples = size, samples
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # whatever fails below takes the rest down with it
             self._build(undo, keyframes, world_to_model)
             self._undo = undo.pop_all()
 
-    def __enter__(self) -> _Stage:
+    def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *error) -> None:
@@ -602,12 +607,12 @@ class _Stage:
         render.use_persistent_data = True  # only the camera moves between the views of a keyframe
         compat.set_multilayer_exr(render.image_settings)
         cycles.device = "CPU"
-        cycles.samples = 1
+        cycles.samples = self._samples
         cycles.use_adaptive_sampling = cycles.use_denoising = False
         cycles.max_bounces = 0
         cycles.transparent_max_bounces = 64
-        # One sample through each pixel's centre.
-        cycles.pixel_filter_type, cycles.filter_width = "BOX", 0.01
+        if self._samples == 1:
+            cycles.pixel_filter_type, cycles.filter_width = "BOX", 0.01
         shading = scene.display.shading
         shading.light, shading.color_type = "FLAT", "TEXTURE"
         scene.display.render_aa = "OFF"
@@ -627,7 +632,7 @@ class _Stage:
     def photograph(
         self, camera_to_world: np.ndarray, intrinsics: np.ndarray, engine: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """RGBA uint8 [H, W, 4] (sRGB albedo, straight alpha 0 or 255) and depth_planar float32 [H, W] (0: nothing)."""
+        """RGBA uint8 [H, W, 4] (sRGB albedo, straight alpha; 0 or 255 for one sample) and depth_planar float32 [H, W] (0: nothing)."""
         self._camera.matrix_world = Matrix(camera_rig.blender_matrix(camera_to_world).tolist())
         self._camera.data.lens = camera_rig.lens(intrinsics, self._size)
         channels = self._render("CYCLES")
@@ -642,8 +647,8 @@ class _Stage:
         colour = compat.render_pass(channels, "Combined")
         alpha = colour[..., 3:]
         straight = colour[..., :3] / np.where(alpha > 0, alpha, 1.0)
-        rgb = np.where(there[..., None], png.encode_srgb(straight), 0.0)
-        picture = np.concatenate([rgb, there[..., None]], -1)
+        shown = there[..., None].astype(np.float32) if self._samples == 1 else np.clip(alpha, 0, 1)
+        picture = np.concatenate([np.where(shown > 0, png.encode_srgb(straight), 0.0), shown], -1)
         return np.rint(picture * 255).astype(np.uint8), np.where(there, depth, 0.0).astype(np.float32)
 
     @staticmethod
