@@ -88,6 +88,8 @@ class AlbedoMaterials:
             for other in [n for n in tree.nodes if n.bl_idname == "ShaderNodeOutputMaterial" and n != output]:
                 tree.nodes.remove(other)
             output.target = "ALL"
+            if material.use_backface_culling and output.inputs["Surface"].is_linked:
+                _cull_backfaces(tree, output.inputs["Surface"])
             for socket in (output.inputs["Volume"], output.inputs["Displacement"]):
                 for link in list(socket.links):
                     tree.links.remove(link)
@@ -133,6 +135,15 @@ class AlbedoMaterials:
         for output in node.outputs:
             for link in list(output.links):
                 tree.links.remove(link)
+
+
+def _cull_backfaces(tree: bpy.types.NodeTree, surface: bpy.types.NodeSocket) -> None:
+    """Cycles has no culling, but outlines made of an inside-out hull need it, and every viewport and engine does it."""
+    mask = tree.nodes.new("ShaderNodeMixShader")
+    tree.links.new(tree.nodes.new("ShaderNodeNewGeometry").outputs["Backfacing"], mask.inputs[0])
+    tree.links.new(surface.links[0].from_socket, mask.inputs[1])
+    tree.links.new(tree.nodes.new("ShaderNodeBsdfTransparent").outputs[0], mask.inputs[2])
+    tree.links.new(mask.outputs[0], surface)
 
 
 _PASSED_THROUGH = {"ShaderNodeGroup", "NodeGroupInput", "NodeReroute", "NodeUndefined"}

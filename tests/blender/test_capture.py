@@ -329,6 +329,22 @@ def test_masks_cut_picture_and_depth_alike(scene, tmp_path, old_style):
     assert np.abs(colour(tmp_path) - srgb(0.1, 0.5, 0.1)).max() <= 2
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_outline_hulls_are_culled(scene, tmp_path, mirrored):
+    """The inside-out black hull of a cel-shaded figure hides behind it, also if an object is mirrored by its scale."""
+    ball, hull = add_sphere(subdivisions=4), add_sphere(1.2, subdivisions=4)
+    expected = grey(ball)
+    material(hull, Base_Color=(0, 0, 0, 1))
+    hull.data.materials[0].use_backface_culling = True
+    hull.data.flip_normals()
+    hull.scale.x = -1 if mirrored else 1
+    capture_scene.capture(scene, spec([ball, hull]), tmp_path)
+    image = picture(tmp_path)
+    assert np.abs(image[SIZE // 2, SIZE // 2, :3] - expected).max() <= 2
+    edge = np.nonzero(image[SIZE // 2, :, 3])[0][2]
+    assert image[SIZE // 2, edge, :3].max() == 0, "the outline is seen around it"
+
+
 def test_generated_patterns_stick_to_a_deformed_surface(scene, tmp_path):
     ball = add_sphere(subdivisions=4)
     tree, surface = material(ball)
