@@ -16,6 +16,7 @@ COMMANDS = {
     "bake": ("data.bake", "animated assets → packs"),
     "cache": ("data.cache", "packs → rendered sequences for training"),
     "train": ("training.train", "train one of the four networks"),
+    "evaluate": ("evaluation.evaluate", "measure the networks on packs they were not trained on"),
     "recipe": ("training.recipe", "render and train all four networks inside a time box"),
 }
 
