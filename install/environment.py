@@ -249,6 +249,7 @@ class Environment:
                 encoding="utf-8",
                 errors="replace",
                 env=clean_variables(),
+                pass_fds=_held,
             )
         except OSError as error:
             raise from_os_error(error, f"starting pip for {self.what}") from error
@@ -350,6 +351,10 @@ def damaged_distributions(environment: Path) -> list[Path]:
     return damaged
 
 
+_held: tuple[int, ...] = ()
+"""The lock's file while it is held. pip inherits it: if we are killed, pip may go on for a moment, and nobody may start."""
+
+
 @contextlib.contextmanager
 def exclusive():
     """Only one installation at a time; a second one waits, and says so. Freed by the system if we are killed."""
@@ -359,12 +364,17 @@ def exclusive():
         stream = open(home / ".lock", "a+b")
     except OSError as error:
         raise from_os_error(error, "installing") from error
+    global _held
     with stream:
         if not _try_lock(stream):
             say("  another installation is running; waiting for it")
             while not _try_lock(stream):
                 time.sleep(0.5)
-        yield
+        _held = () if os.name == "nt" else (stream.fileno(),)
+        try:
+            yield
+        finally:
+            _held = ()
 
 
 def _try_lock(stream) -> bool:

@@ -114,7 +114,7 @@ TRAINING = """
     regex==2026.11.15
     importlib-metadata==10.2.0
     zipp==4.1.2
-    lazy-importer==0.1.0
+    lazy-importer==0.1.0; python_version >= "3.11"
     exceptiongroup==1.3.1; python_version < "3.11"
     tomli==2.4.1; python_version < "3.11"
     colorama==0.4.6; sys_platform == "win32"
@@ -278,6 +278,8 @@ def versions_for(index: Index, name: str, version: str, pythons) -> list[tuple[s
         if hits:
             chosen.append((str(candidate), hits))
             left = [p for p in left if p not in hits]
+    if left:
+        raise SystemExit(f"{name}: no wheel for Python {', '.join(left)}; give it a marker")
     return chosen
 
 
@@ -299,8 +301,6 @@ def lock_text(index: Index, pins: str, pythons) -> str:
         choices = versions_for(index, name, version, wanted)
         for locked, served in choices:
             files = wheels(index, name, locked, served)
-            if not files:
-                raise SystemExit(f"{name}=={locked}: no wheel for Python {', '.join(wanted)}")
             markers = [marker] if marker else []
             if len(choices) > 1:
                 lowest, highest = served[0], served[-1]
