@@ -93,7 +93,7 @@ def main(argv: list[str], program: str | None = None) -> int:
     try:
         options = (parser(program) if program else parser()).parse_args(argv)
         if options.capture_only:
-            return capture_only(options.capture_only)
+            return capture_only(options.capture_only, options.input)
         report.update(_generate(options))
         report.update(status="done", exit_code=protocol.EXIT_RESULT)
     except SystemExit as ended:  # --help, --version
@@ -194,10 +194,14 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
     return settings, scene
 
 
-def capture_only(spec_file: str) -> int:
+def capture_only(spec_file: str, blend: str = "") -> int:
     """The background Blender of a windowed job: capture, speaking the protocol as the backend does. Returns 0.
 
     stdout belongs to the events alone: what Blender itself prints goes to stderr, which the job's log keeps.
+
+    Args:
+        spec_file: what to capture, written by `jobs.Job`.
+        blend: the saved copy, if it is not open yet (with the bpy module).
     """
     events = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
     os.dup2(2, 1)
@@ -218,6 +222,8 @@ def capture_only(spec_file: str) -> int:
     try:
         say("hello", protocol=protocol.VERSION, version=__version__, pid=os.getpid(), device=bpy.app.version_string)
         threading.Thread(target=listen, daemon=True).start()
+        if blend:
+            bpy.ops.wm.open_mainfile(filepath=blend)
         wanted = json.loads(Path(spec_file).read_text(encoding="utf-8"))
         say("stage", stage="capture", index=0, count=1)
         folder = Path(wanted["job"])

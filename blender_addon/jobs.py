@@ -202,6 +202,7 @@ class Job:
         yield from self._wait_for_quiet()
         self._begin_stage("write", 1.0 - WRITE_SHARE)
         yield
+        self._check_cancelled()
         name = self._write()
         self._end_stage()
         self._emit("progress", stage="write", fraction=1.0, seconds_left=0.0)

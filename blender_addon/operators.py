@@ -450,6 +450,11 @@ class _Installation:
         return answer
 
 
+def may_download() -> bool:
+    """What Blender's preferences say about using the network."""
+    return bpy.app.online_access
+
+
 class LIM_OT_backend_install(_Installation, bpy.types.Operator):
     """Install the backend that does the computing, in an environment of its own; nothing goes into Blender's Python. \
 It can be stopped and started again"""
@@ -464,7 +469,7 @@ It can be stopped and started again"""
     def _command(self) -> list[str]:
         chosen = preferences.get()
         wheels = bpy.path.abspath(chosen.wheels_folder) if chosen and chosen.wheels_folder else ""
-        if not wheels and not bpy.app.online_access:
+        if not wheels and not may_download():
             raise LimError(
                 "backend_missing",
                 "Blender is not allowed to use the network, and the backend must be downloaded.",

@@ -174,7 +174,7 @@ class Worker:
             return final
         if self._cancel_asked or (final and final["event"] == "cancelled"):
             raise Cancelled
-        if final:
+        if final and final["event"] == "error":
             code = final["code"] if final["code"] in protocol.ERROR_CODES else "internal"
             raise LimError(code, str(final["message"]), str(final["hint"] or ""))
         raise self._crash()

@@ -50,6 +50,12 @@ def from_os_error(error: OSError, doing: str = "") -> LimError:
             f"Access to{where or ' the folder'} is not allowed{during}.",
             "Choose a folder that you may read and write.",
         )
+    if error.errno in (errno.EEXIST, errno.EISDIR):
+        return LimError(
+            "read_only",
+            f"Something of another kind is in the way at{where or ' that place'}{during}.",
+            "Use another name.",
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return LimError("missing_file", f"There is no{where or ' such file'}{during}.", "Check the path.")
     if error.errno == errno.ENOMEM:
