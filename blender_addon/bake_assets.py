@@ -389,6 +389,9 @@ def is_outline(material, colour: Colour, corners: np.ndarray, mirrored: bool) ->
     """
     if material is None or not material.use_backface_culling or colour.image is not None or colour.factor.max() > 0.02:
         return False
+    areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    if np.linalg.norm(areas.sum(0)) > 0.05 * np.linalg.norm(areas, axis=1).sum():
+        return False  # an open sheet, a robot's black screen say, has no inside
     corners = corners - corners.mean((0, 1))
     volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
     return bool(volume < 0) != mirrored

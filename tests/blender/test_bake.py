@@ -248,6 +248,51 @@ def test_shape_keys_are_kept_as_vertices(thirty, tmp_path):
     assert follow(pack, 0, np.array(true)) < 1e-3
 
 
+def test_outlines_and_cut_out_faces_are_left_out(thirty, tmp_path):
+    """A red ball in a black hull turned inside out, behind a black sheet, with a sign half of which is cut out."""
+    bpy.ops.mesh.primitive_uv_sphere_add(segments=16, ring_count=8, radius=0.5)
+    ball = bpy.context.object
+    ball.data.materials.append(material("red", colour=(0.8, 0.05, 0.05)))
+    bpy.ops.mesh.primitive_uv_sphere_add(segments=16, ring_count=8, radius=0.55)
+    hull = bpy.context.object
+    hull.data.flip_normals()
+    black = material("black", colour=(0, 0, 0))
+    black.use_backface_culling = True
+    hull.data.materials.append(black)
+    corners = [(-0.3, -0.7, -0.3), (0.3, -0.7, -0.3), (0.3, -0.72, 0.3), (-0.3, -0.7, 0.3)]
+    sheet = add_mesh("sheet", corners, [(0, 3, 2, 1)])
+    sheet.data.materials.append(black)
+    holes = image(64)
+    pixels = np.ones((64, 64, 4), np.float32)
+    pixels[:32, :, 3] = 0  # the lower half is not there
+    pixels[:32, :, :3] = (0, 1, 0)
+    holes.pixels.foreach_set(pixels.ravel())
+    holes.pack()
+    cut = material("sign", picture=holes)
+    nodes = cut.node_tree.nodes
+    shader = next(n for n in nodes if n.type == "BSDF_PRINCIPLED")
+    texture = next(n for n in nodes if n.type == "TEX_IMAGE")
+    cut.node_tree.links.new(texture.outputs["Alpha"], shader.inputs["Alpha"])
+    points = [(x, 0.0, 1 + z) for z in (0, 0.5, 1) for x in (0, 1)]
+    sign = add_mesh("sign", points, [(0, 1, 3, 2), (2, 3, 5, 4)], uv=[(x, z) for z in (0, 0.5, 1) for x in (0, 1)])
+    sign.data.materials.append(cut)
+    parts = [ball, hull, sheet, sign]
+    for frame, z in ((0, 0.0), (FRAMES, 0.5)):
+        for part in parts:
+            part.location.z = z
+            part.keyframe_insert("location", frame=frame)
+    (tmp_path / "a").mkdir()
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "a" / "x.blend"), check_existing=False)
+    row = run(tmp_path / "a", tmp_path / "p")["x.blend"]
+    assert row["status"] == "ok", row
+    pack = packs.load(tmp_path / "p" / "x.npz")
+    colours = np.array([pack.texture(m)[0, 0] for m in range(len(pack.texture_shape))])
+    count = {tuple(c): int((pack.face_material == m).sum()) for m, c in enumerate(colours)}
+    assert count.pop((0, 0, 0)) == 2  # the sheet stays, the hull is gone
+    assert count.pop((255, 255, 255)) == 2  # the sign's upper half, white under its holes too
+    assert sum(count.values()) == 16 * 6 * 2 + 16 * 2
+
+
 def test_a_bad_asset_costs_only_itself(thirty, tmp_path):
     assets, out = tmp_path / "a", tmp_path / "p"
     assets.mkdir()
