@@ -87,7 +87,8 @@ def animation_owners() -> list:
 
 
 def find_clips(scene: bpy.types.Scene) -> list[Clip]:
-    """Every clip of the file: NLA tracks by name (glTF), else actions by take (FBX), else what is assigned."""
+    """Every clip of the file: NLA tracks by name (glTF), else actions by take (FBX), else what is assigned together and,
+    apart, every other action that fits an armature (.blend)."""
     owners = animation_owners()
     tracks: dict[str, list] = {}
     for data in owners:
@@ -104,10 +105,16 @@ def find_clips(scene: bpy.types.Scene) -> list[Clip]:
     for data in owners:
         for action in bpy.data.actions:
             prefix, bar, take = action.name.partition("|")
-            if action == data.action or (bar and prefix == data.id_data.name) or plays(action, data):
-                takes.setdefault(take.split("|")[-1] if bar else action.name, []).append((data, action))
+            if bar and (action == data.action or prefix == data.id_data.name):
+                takes.setdefault(take.split("|")[-1], []).append((data, action))
+            elif action == data.action:
+                takes.setdefault("", []).append((data, action))  # what is assigned plays together, whatever its names
+            elif plays(action, data):
+                takes.setdefault(action.name, []).append((data, action))
     for name, members in takes.items():
         ranges = [action.frame_range for _, action in members]
+        actions = {action.name for _, action in members}
+        name = name or (actions.pop() if len(actions) == 1 else "scene")
         clips.append(Clip(name, min(r[0] for r in ranges), max(r[1] for r in ranges), actions=members))
     if not clips:
         # Constraints, drivers, simulations: whatever moves over the scene's frames.

@@ -21,7 +21,7 @@ FRAMES = 30  # at 30 frames a second
 
 def image(size: int = 512) -> bpy.types.Image:
     """Two colours, upper and lower half, packed into the file."""
-    made = bpy.data.images.new("halves", size, size)
+    made = bpy.data.images.new("halves", size, size, alpha=True)
     pixels = np.ones((size, size, 4), np.float32)
     pixels[size // 2 :, :, :3] = np.array(TOP) / 255
     pixels[: size // 2, :, :3] = np.array(BOTTOM) / 255
@@ -286,6 +286,9 @@ def test_outlines_and_cut_out_faces_are_left_out(thirty, tmp_path):
     row = run(tmp_path / "a", tmp_path / "p")["x.blend"]
     assert row["status"] == "ok", row
     pack = packs.load(tmp_path / "p" / "x.npz")
+    # Four objects with an action each: one clip, in which all of them rise together.
+    assert pack.clips == 1
+    np.testing.assert_allclose(pack.positions(0, 10) - pack.positions(0, 0), [[0, 0, 0.5]] * pack.vertices, atol=1e-3)
     colours = np.array([pack.texture(m)[0, 0] for m in range(len(pack.texture_shape))])
     count = {tuple(c): int((pack.face_material == m).sum()) for m, c in enumerate(colours)}
     assert count.pop((0, 0, 0)) == 2  # the sheet stays, the hull is gone
