@@ -79,6 +79,9 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     out.add_argument(
         "--export", action="append", default=[], metavar="FILE", help=f"export by suffix: {' '.join(EXPORTS)}"
     )
+    out.add_argument(
+        "--previews", action="store_true", help="render the result from the job's cameras, into the job folder"
+    )
     out.add_argument("--json", default="", metavar="FILE.json", help="write a report, however the job ends")
     out.add_argument("--quiet", action="store_true", help="print errors only")
     top.add_argument("--capture-only", default="", help=argparse.SUPPRESS)
@@ -131,6 +134,14 @@ def _generate(options: argparse.Namespace) -> dict:
         began = time.monotonic()
         report.update(_save(outcome.object_name, outputs))
         job.seconds["export"] = round(time.monotonic() - began, 3)
+        if options.previews:
+            from .render_preview import render_previews
+
+            if not options.quiet:
+                print("[lim] Rendering the result", flush=True)
+            began = time.monotonic()
+            render_previews(scene, bpy.data.objects[outcome.object_name], outcome.job_folder)
+            job.seconds["previews"] = round(time.monotonic() - began, 3)
         return report
     except Exception as error:
         # What is known about a failed job belongs in its report too.
