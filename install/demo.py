@@ -132,7 +132,7 @@ def job_options(arguments: argparse.Namespace, source: Path, python: Path, out: 
     if arguments.keyframes:
         options += ["--keyframes", arguments.keyframes]
     options += ["--inbetweens", str(arguments.inbetweens), "--quality", arguments.quality, "--device", device]
-    options += ["--backend", str(python), "--job", str(out / "job")]
+    options += ["--backend", str(python), "--job", str(out / "job"), "--previews"]
     options += ["--out", str(out / "result.blend"), "--glb", str(out / "result.glb")]
     return [*options, "--json", str(out / "report.json")]
 
