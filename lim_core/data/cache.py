@@ -144,7 +144,7 @@ def fill(
                 if rng.random() < procedural:
                     from . import procedural as generator
 
-                    pack = generator.generate(int(rng.integers(1 << 31)))
+                    pack = generator.make_object(int(rng.integers(1 << 31)))
                 else:
                     pack = loaded[int(rng.integers(len(loaded)))]
                 rows.append(render_sequence(pack, size, rng, augmented=augmented, supersample=supersample))

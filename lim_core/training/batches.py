@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.cache import RIG_VIEWS, STEPS, Cache
-from ..images import Views, pixel_rays
+from ..images import Views
 
 
 @dataclasses.dataclass
@@ -55,22 +55,22 @@ class Batch:
 
 def rig_views(sequence: dict[str, np.ndarray], step: int) -> Views:
     """The rig's pictures of one step, on white."""
-    rgba = torch.from_numpy(np.ascontiguousarray(sequence["rgba"][step, :RIG_VIEWS])).float() / 255
-    maps = torch.from_numpy(np.ascontiguousarray(sequence["maps"][step, :RIG_VIEWS, ..., :3])).float()
+    rgba = torch.from_numpy(sequence["rgba"][step, :RIG_VIEWS].astype(np.float32)) / 255
+    maps = torch.from_numpy(sequence["maps"][step, :RIG_VIEWS, ..., :3].astype(np.float32))
     alpha = rgba[..., 3]
     content = rgba[..., :3] * alpha[..., None] + 1 - alpha[..., None]
     known = (maps.abs().sum(-1) > 0).float()
     return Views(
         content, alpha, maps, known,
-        torch.from_numpy(np.ascontiguousarray(sequence["camera_to_world"][step, :RIG_VIEWS])),
-        torch.from_numpy(np.ascontiguousarray(sequence["intrinsics"][step, :RIG_VIEWS])),
+        torch.from_numpy(sequence["camera_to_world"][step, :RIG_VIEWS].copy()),
+        torch.from_numpy(sequence["intrinsics"][step, :RIG_VIEWS].copy()),
     )  # fmt: skip
 
 
 def canonical_views(sequence: dict[str, np.ndarray], step: int, reverse: bool) -> Tensor:
     """Canonical renders [V, H, W, 3] of the rig at `step`, relative to the first step (the last, when reversed)."""
     low = 6 if reverse else 3
-    return torch.from_numpy(np.ascontiguousarray(sequence["maps"][step, :RIG_VIEWS, ..., low : low + 3])).float()
+    return torch.from_numpy(sequence["maps"][step, :RIG_VIEWS, ..., low : low + 3].astype(np.float32))
 
 
 def sample_rays(
@@ -135,31 +135,27 @@ def _stack(items):
     return type(items[0])(*(torch.stack([getattr(i, f.name) for i in items]) for f in dataclasses.fields(items[0])))
 
 
-def full_view(views_from: dict[str, np.ndarray], step: int, view: int, device) -> tuple[Tensor, Tensor]:
-    """Origins and directions [H·W, 3] of one cached view, for evaluation."""
-    matrix = torch.from_numpy(np.ascontiguousarray(views_from["camera_to_world"][step, view])).to(device)
-    intrinsics = torch.from_numpy(np.ascontiguousarray(views_from["intrinsics"][step, view])).to(device)
-    origins, directions = pixel_rays(matrix, intrinsics, views_from["rgba"].shape[2])
-    return origins.reshape(-1, 3), directions.reshape(-1, 3)
-
-
 class Prefetch:
-    """Draws batches on threads, so that the device never waits for the data."""
+    """Draws batches on a thread, so that the device never waits for the data.
 
-    def __init__(self, make: Callable[[np.random.Generator], Batch], seed: int, threads: int = 1, depth: int = 4):
+    Batch n depends on (seed, n) alone: a resumed run sees what the uninterrupted one would have seen.
+    """
+
+    def __init__(self, make: Callable[[np.random.Generator], Batch], seed: int, first: int = 0, depth: int = 4):
         self.queue: Queue = Queue(depth)
         self.stopped = False
 
-        def work(generator: np.random.Generator) -> None:
+        def work() -> None:
+            number = first
             while not self.stopped:
                 try:
-                    self.queue.put(make(generator))
+                    self.queue.put(make(np.random.default_rng([seed, number])))
                 except Exception as error:
                     self.queue.put(error)
                     return
+                number += 1
 
-        for i in range(threads):
-            threading.Thread(target=work, args=(np.random.default_rng([seed, i]),), daemon=True).start()
+        threading.Thread(target=work, daemon=True).start()
 
     def next(self) -> Batch:
         batch = self.queue.get()

@@ -44,9 +44,24 @@ def main(argv: list[str] | None = None) -> int:
     each = -(-args.sequences // args.renderers)
     renderers = [
         subprocess.Popen(
-            [sys.executable, "-m", "lim_core", "cache", args.packs, str(work / "cache"), "--size", str(size), "--sequences",
-             str(each), "--seed", str(i), "--procedural", str(args.procedural)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[2],
+            [
+                sys.executable,
+                "-m",
+                "lim_core",
+                "cache",
+                args.packs,
+                str(work / "cache"),
+                "--size",
+                str(size),
+                "--sequences",
+                str(each),
+                "--seed",
+                str(i),
+                "--procedural",
+                str(args.procedural),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[2],
         )  # fmt: skip
         for i in range(args.renderers)
     ]

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--preset", default="nano", choices=config.PRESETS)
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
+    p.add_argument(
+        "--steps", type=int, default=0, help="stop after so many steps instead; the curve is then repeatable"
+    )
     p.add_argument("--start", default="", help="checkpoint folder to start the weights from (an LRM for lrm-xyz)")
     p.add_argument("--lrm", default="", help="lim: frozen LRM; lim-xyz: frozen LRM of the canonical twin")
     p.add_argument("--lrm-rgb", default="", help="lim-xyz: RGB LRM or LIM folder whose picture encoder it starts from")
@@ -117,10 +120,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"resumed at step {step}, {elapsed / 60:.1f} min", flush=True)
 
     make = lambda rng: draw(cache, args.batch, args.rays, rng, interpolation=interpolates)  # noqa: E731
-    source = Prefetch(make, args.seed + step)
+    source = Prefetch(make, args.seed, step)
     scale = None
     if interpolates:
-        scale = channel_scale(frozen, [_frozen_views(source.next(), canonical).to(where) for _ in range(4)])
+        first = [make(np.random.default_rng([args.seed, 1 << 40, i])).to(where) for i in range(4)]
+        scale = channel_scale(frozen, [_frozen_views(batch, canonical) for batch in first])
 
     # ---- the loop
     log = out / "log.csv"
@@ -129,9 +133,10 @@ def main(argv: list[str] | None = None) -> int:
     window = 0
     while True:
         elapsed = time.monotonic() - started
-        share = elapsed / (args.minutes * 60)
+        share = step / args.steps if args.steps else elapsed / (args.minutes * 60)
         if share >= 1:
             break
+        torch.manual_seed(args.seed * 1_000_003 + step)  # of the rays' jitter and the hidden depths
         rate = args.lr * min(1, (step + 1) / args.warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -156,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, tensor in model.state_dict().items():
                 average[name].lerp_(tensor, 1 - keep)
         for name, value in {"loss": loss, "norm": norm, **parts}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
         window += 1
         if time.monotonic() - logged > 20:
             row = {

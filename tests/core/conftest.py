@@ -15,7 +15,7 @@ from PIL import Image
 
 from lim_core import cameras, checkpoint, config, protocol, request
 from lim_core.config import ModelConfig
-from lim_core.data import rays
+from lim_core.data import procedural, rays
 from lim_core.images import Views
 
 TINY = ModelConfig(
@@ -46,9 +46,7 @@ def tiny_weights(tmp_path_factory) -> Path:
 def make_job(folder: Path, weights: Path | str = "", *, still: bool = False, seed: int = 3, **changes) -> Path:
     """A job folder as Blender would leave it: a generated moving object, three keyframes, eight views."""
     size, views = 96, 8
-    from lim_core.data import procedural
-
-    pack = procedural.generate(seed)
+    pack = procedural.make_object(seed)
     last = pack.frames(0) - 1
     frames = [0, 0, 0] if still else [0, last * 0.2, last * 0.4]
     positions = pack.model_positions(0, frames)
