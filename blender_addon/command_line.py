@@ -97,6 +97,8 @@ def main(argv: list[str], program: str | None = None) -> int:
         options = (parser(program) if program else parser()).parse_args(argv)
         if options.capture_only:
             return capture_only(options.capture_only, options.input)
+        if program and not options.input:
+            raise _Usage("name the file with --input")  # the scene that Blender starts with is nobody's
         report.update(_generate(options))
         report.update(status="done", exit_code=protocol.EXIT_RESULT)
     except SystemExit as ended:  # --help, --version

@@ -20,7 +20,7 @@ from . import backend, ids, job_folders, jobs, keyframes, preferences
 
 TICK = 0.1
 """Seconds between two steps of a job in a window."""
-LINE = 44
+LINE = 34
 """Letters that fit into one line of the sidebar at its usual width."""
 EXPORTS = (
     (".glb", "glTF Binary (.glb)", "For the web and game engines: morph targets and their animation"),

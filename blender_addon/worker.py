@@ -358,4 +358,4 @@ def _signal_name(number: int) -> str:
 
 
 def _shorten(command: list[str]) -> list[str]:
-    return [part if len(part) < 200 else "…" for part in command]
+    return ["…" if part == _BOOTSTRAP else part for part in command]

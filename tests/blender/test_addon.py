@@ -728,8 +728,10 @@ def test_exit_codes_and_the_report_say_what_was_wrong(blend, fake, tmp_path, arg
     assert not (tmp_path / "x.blend").exists()
 
 
-def test_nothing_to_write_is_a_wrong_command_line(blend, tmp_path):
+def test_nothing_to_read_or_to_write_is_a_wrong_command_line(blend, tmp_path):
     assert run(tmp_path)[0] == protocol.EXIT_USAGE
+    out = ["--out", str(tmp_path / "x.blend")]
+    assert command_line.main(out, program="blender --command lim") == protocol.EXIT_USAGE
 
 
 @pytest.mark.parametrize(
