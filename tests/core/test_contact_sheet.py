@@ -114,3 +114,21 @@ def test_a_cycle_is_not_played_backwards(job):
 def test_a_folder_that_is_no_job(tmp_path):
     with pytest.raises(LimError, match="not a job folder"):
         contact_sheet.main([str(tmp_path), "--out", str(tmp_path / "x.png")])
+
+
+def test_every_picture_of_a_camera_shows_the_same_part(tmp_path):
+    asked = request.Request(keyframes=(1, 2), inbetweens=0)
+    request.write(asked, tmp_path)
+    for keyframe, left in ((0, 40), (1, 50)):
+        picture = Image.new("RGBA", (100, 100), (0, 0, 0, 0))
+        picture.paste((255, 0, 0, 255), (left, 30, left + 10, 40))
+        (tmp_path / "capture").mkdir(exist_ok=True)
+        picture.save(tmp_path / protocol.image_file(keyframe, 0))
+    left, top, side = contact_sheet.part_in_use(tmp_path, asked, 0)
+    assert side == pytest.approx(0.22) and left == pytest.approx(0.39) and top == pytest.approx(0.24)
+    first, second = (
+        np.asarray(contact_sheet.tile(tmp_path / protocol.image_file(k, 0), 22, (left, top, side))) for k in (0, 1)
+    )
+    assert tuple(first[11, 5]) == tuple(second[11, 16]) == (255, 0, 0)
+    assert tuple(first[11, 16]) == tuple(second[11, 5]) == (255, 255, 255)
+    assert contact_sheet.part_in_use(tmp_path, asked, 1) == contact_sheet.WHOLE
