@@ -70,16 +70,23 @@ class Reporter:
         if self.cancelled.is_set():
             raise Cancelled
 
-    def follow(self, stream) -> None:
-        """Read commands on a thread until the stream ends; its end is a cancellation too."""
+    def follow(self, descriptor: int) -> None:
+        """Read commands on a thread until the pipe ends; its end is a cancellation too.
+
+        The file descriptor is read, not sys.stdin: a thread that waits inside a buffered stream when the interpreter
+        exits makes it abort, and the exit code would be lost.
+        """
 
         def read() -> None:
-            for line in stream:
-                try:
-                    if protocol.decode_command(line)["command"] == "cancel":
-                        break
-                except ValueError as error:
-                    print(f"ignored a line on stdin: {error}", file=sys.stderr, flush=True)
+            rest = b""
+            while block := os.read(descriptor, 65536):
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    try:
+                        if protocol.decode_command(line)["command"] == "cancel":
+                            self.cancelled.set()
+                    except ValueError as error:
+                        print(f"ignored a line on stdin: {error}", file=sys.stderr, flush=True)
             self.cancelled.set()
 
         threading.Thread(target=read, daemon=True).start()
@@ -98,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = events
     reporter = Reporter(machine=args.follow_stdin)
     if args.follow_stdin:
-        reporter.follow(sys.stdin)
+        reporter.follow(0)
     try:
         seconds = _run(Path(args.job), reporter)
         reporter.event("result", path=protocol.RESULT_FILE, seconds=seconds)
