@@ -97,7 +97,9 @@ def check(request: Request) -> None:
             )
     for field, allowed in (("source", SOURCES), ("template", TEMPLATES), ("device", DEVICES)):
         if getattr(request, field) not in allowed:
-            raise LimError("bad_request", f"“{getattr(request, field)}” is not a {field}.", f"Use {', '.join(allowed)}.")
+            raise LimError(
+                "bad_request", f"“{getattr(request, field)}” is not a {field}.", f"Use {', '.join(allowed)}."
+            )
     limits = {
         "inbetweens": (0, 1000),
         "image_size": (32, 4096),
