@@ -205,6 +205,9 @@ def save_loop(pictures: list[Image.Image], seconds: float, path: Path) -> None:
     for place, picture in enumerate(pictures):
         strip.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, place * height))
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+    colours = np.array(palette.getpalette(), np.int64).reshape(-1, 3)
+    colours[np.abs(colours - PAPER).sum(1).argmin()] = PAPER  # the mean of nearly white is not white
+    palette.putpalette(colours.astype(np.uint8).tobytes())
     small = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
     temporary = path.with_name(path.name + ".tmp")
     try:

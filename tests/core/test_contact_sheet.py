@@ -103,6 +103,14 @@ def test_the_loop_goes_there_and_back_at_the_sources_speed(job):
     assert reds == sorted(reds[:9]) + sorted(reds[9:], reverse=True) and reds[8] > 140
 
 
+def test_the_loops_paper_is_white(tmp_path):
+    noise = np.random.default_rng(0).integers(180, 256, (64, 64, 3), np.uint8)
+    noise[:, 32:] = 255
+    contact_sheet.save_loop([Image.fromarray(noise)] * 2, 0.1, tmp_path / "loop.gif")
+    with Image.open(tmp_path / "loop.gif") as loop:
+        assert (np.asarray(loop.convert("RGB"))[4:-4, 40:] == 255).all()
+
+
 def test_a_cycle_is_not_played_backwards(job):
     folder, asked = job
     for view in range(2):
