@@ -21,7 +21,7 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from . import cameras
-from .arap import Arap, link, polar
+from .arap import Arap, Coarse, link, polar
 from .errors import LimError
 from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_normals
 from .texture import see
@@ -231,9 +231,91 @@ class Residual:
         return self.distance + 0.15 * self.colour + 0.02 * self.stretch
 
 
-COARSE = ((3.0, 0.35), (3.0, 0.25), (2.0, 0.25), (1.5, 0.2), (1.0, 0.2), (1.0, 0.15), (0.7, 0.15), (0.7, 0.15))
-FINE = ((0.5, 0.12), (0.3, 0.1), (0.3, 0.1), (0.2, 0.08), (0.15, 0.06), (0.1, 0.05), (0.1, 0.04), (0.1, 0.04))
-"""(stiffness, distance in model units beyond which a captured point does not pull) of each step."""
+STIFFNESS = (3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.3)
+REACH = (0.35, 0.3, 0.25, 0.2, 0.2, 0.15, 0.12, 0.1)
+"""Of the coarse steps: stiffness, and the distance in model units beyond which a captured point does not pull."""
+FINE_STIFFNESS = (0.5, 0.3, 0.2, 0.15, 0.1, 0.1)
+FINE_REACH = (0.1, 0.08, 0.06, 0.05, 0.04, 0.04)
+SLIDE = 0.35  # share of the pull along the surface: all of it would pull vertices onto single samples
+
+
+class Matcher:
+    """Nearest captured points of mesh vertices and the other way round, in place, normal and colour."""
+
+    def __init__(self, capture: Capture, colours: np.ndarray | None, most: int | None = None):
+        """colours: [V, 3] of the vertices or None; most: use no more than so many captured points."""
+        step = 1 if most is None else max(1, len(capture.points) // most)
+        self.capture, self.own_colours = capture, colours
+        self.points, self.normals, self.colours = (
+            a[::step] for a in (capture.points, capture.normals, capture.colours)
+        )
+        self.features = self._join(self.points, self.normals, self.colours)
+        self.tree = cKDTree(self.features)
+
+    def _join(self, points, normals, colours) -> np.ndarray:
+        parts = [points, NORMAL_SCALE * normals]
+        if self.own_colours is not None:
+            parts.append(COLOUR_SCALE * colours)
+        return np.concatenate(parts, axis=1)
+
+    def vertex_features(self, position: np.ndarray, normals: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        colours = None if self.own_colours is None else self.own_colours[chosen]
+        return self._join(position[chosen], normals[chosen], colours)
+
+    def pull(self, position, faces, reach: float, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the capture wants the vertices [V, 3], and how much [V]; only the `chosen` ones are asked."""
+        normals = vertex_normals(position, faces).astype(np.float64)
+        own = self.vertex_features(position, normals, chosen)
+        distance, index = self.tree.query(own, distance_upper_bound=2 * reach, workers=1)
+        found = np.flatnonzero(np.isfinite(distance))
+        goal, weight = np.zeros_like(position), np.zeros(len(position))
+        strength, step = self._step(position, normals, chosen[found], index[found], distance[found], reach)
+        # What no view sees has no point of its own: the nearest one says little.
+        strength = strength * np.where(self.capture.hidden(position[chosen[found]], max(0.02, 0.3 * reach)), 0.2, 1.0)
+        weight[chosen[found]] = strength
+        goal[chosen[found]] = strength[:, None] * step
+        # The other way round: captured points pull the vertex nearest to them, so that ends are not left behind.
+        distance, near = cKDTree(own).query(self.features, distance_upper_bound=2 * reach, workers=1)
+        used = np.flatnonzero(np.isfinite(distance))
+        vertex = chosen[near[used]]
+        strength, step = self._step(position, normals, vertex, used, distance[used], reach)
+        strength = strength * min(1.0, len(chosen) / len(self.points))
+        weight += np.bincount(vertex, strength, len(position))
+        goal += np.stack([np.bincount(vertex, strength * step[:, i], len(position)) for i in range(3)], 1)
+        return position + goal / np.maximum(weight, 1e-9)[:, None], np.minimum(weight, 2.0)
+
+    def _step(self, position, normals, vertex, point, distance, reach):
+        """Weight and offset of matches between vertices and points (indices of equal length)."""
+        offset = self.points[point] - position[vertex]
+        normal = self.normals[point]
+        agree = np.clip((np.einsum("ni,ni->n", normal, normals[vertex]) - 0.2) / 0.6, 0, 1)
+        strength = agree * (1 - np.minimum(distance / (2 * reach), 1) ** 2) ** 2
+        strength *= np.linalg.norm(offset, axis=1) < reach
+        along = np.einsum("ni,ni->n", offset, normal)[:, None] * normal
+        return strength, along + SLIDE * (offset - along)
+
+
+def register_coarse(
+    coarse: Coarse,
+    faces: np.ndarray,
+    nodes: np.ndarray,
+    matcher: Matcher,
+    *,
+    targets: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+    factor: float = 1.0,
+    steps: Sequence[tuple[float, float]] = tuple(zip(STIFFNESS, REACH, strict=True)),
+    most: int = 1500,
+) -> np.ndarray:
+    """Non-rigid ICP of the nodes [N, 3] of a `Coarse` mesh, from stiff to soft; arguments as in `register`."""
+    size = len(coarse.rest)
+    chosen = np.arange(0, size, max(1, size // most))
+    for stiffness, reach in steps:
+        position = coarse.positions(nodes)
+        target, weight = matcher.pull(position, faces, reach, chosen)
+        target, weight = _with_trace(target, weight, targets, confidence, stiffness / steps[0][0])
+        nodes = coarse.solve(target, weight * (size / len(chosen)), nodes, iterations=3, stiffness=factor * stiffness)
+    return nodes
 
 
 def register(
@@ -245,10 +327,10 @@ def register(
     *,
     targets: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
-    steps: Sequence[tuple[float, float]] = COARSE + FINE,
-    smoothness: float = 0.5,
+    factor: float = 1.0,
+    steps: Sequence[tuple[float, float]] = tuple(zip(FINE_STIFFNESS, FINE_REACH, strict=True)),
 ) -> np.ndarray:
-    """Deform a mesh onto a capture, starting from `initial`.
+    """Deform a mesh that is nearly right onto a capture: the last word, every vertex on its own.
 
     Each step matches vertices to captured points and captured points to vertices (nearest in place, normal and colour),
     pulls every vertex towards the tangent planes of its matches and, a little, towards the matches themselves, and solves
@@ -258,127 +340,73 @@ def register(
         arap: behaviour of the mesh; its rest shape is kept as far as the evidence lets it.
         initial: [V, 3]; colours: [V, 3] in [0, 1] or None.
         targets, confidence: [V, 3] and [V], places that another source (the networks) believes in.
-        steps: (stiffness, reach) of each step.
-        smoothness: 0..1; 0.5 leaves the stiffness as it is.
+        factor: on all stiffnesses.
+        steps: (stiffness, reach in model units) of each step.
     Returns:
         positions [V, 3] float64.
     """
     position = np.asarray(initial, np.float64)
-    factor = 10 ** (2 * (smoothness - 0.5))
-    colour_scale = COLOUR_SCALE if colours is not None else 0.0
-    captured = _features(capture.points, capture.normals, capture.colours, colour_scale)
-    captured_tree = cKDTree(captured)
-    per_vertex = len(position) / max(len(capture.points), 1)
-    for number, (stiffness, reach) in enumerate(steps):
-        normals = vertex_normals(position, faces)
-        own = _features(position, normals, colours, colour_scale)
-        target, weight = _pull(position, normals, own, capture, captured, captured_tree, reach, per_vertex, number)
-        if targets is not None:
-            trust = 0.3 * confidence * (stiffness / steps[0][0])
-            target = (weight[:, None] * target + trust[:, None] * targets) / np.maximum(weight + trust, 1e-12)[:, None]
-            weight = weight + trust
+    matcher = Matcher(capture, colours)
+    everyone = np.arange(len(position))
+    for stiffness, reach in steps:
+        target, weight = matcher.pull(position, faces, reach, everyone)
+        target, weight = _with_trace(target, weight, targets, confidence, 0.3 * stiffness)
         position = arap.solve(target, weight, position, iterations=3, stiffness=factor * stiffness)
     return position
 
 
-def _features(points, normals, colours, colour_scale) -> np.ndarray:
-    parts = [points, NORMAL_SCALE * normals]
-    if colours is not None and colour_scale > 0:
-        parts.append(colour_scale * colours)
-    return np.concatenate(parts, axis=1)
-
-
-def _pull(position, normals, own, capture, captured, captured_tree, reach, per_vertex, number):
-    """Targets [V, 3] and weights [V] of one step."""
-    slide = 0.35  # share of the pull along the surface: all of it would pull vertices onto single samples
-    distance, index = captured_tree.query(own, distance_upper_bound=2 * reach, workers=1)
-    found = np.isfinite(distance)
-    index = np.where(found, index, 0)
-    offset = capture.points[index] - position
-    normal = capture.normals[index]
-    agree = np.einsum("vi,vi->v", normal, normals)
-    gap = np.linalg.norm(offset, axis=1)
-    forward = np.where(
-        found, np.clip((agree - 0.2) / 0.6, 0, 1) * (1 - np.minimum(distance / (2 * reach), 1) ** 2) ** 2, 0
-    )
-    forward *= gap < reach
-    hidden = capture.hidden(position, max(0.02, 0.3 * reach))
-    forward *= np.where(hidden, 0.2, 1.0)
-    along = np.einsum("vi,vi->v", offset, normal)[:, None] * normal
-    goal = forward[:, None] * (along + slide * (offset - along))
-
-    # The other way round: captured points pull the vertex nearest to them, so that ends are not left behind.
-    distance, near = cKDTree(own).query(captured, distance_upper_bound=2 * reach, workers=1)
-    used = np.flatnonzero(np.isfinite(distance))
-    near = near[used]
-    offset = capture.points[used] - position[near]
-    normal = capture.normals[used]
-    agree = np.einsum("pi,pi->p", normal, normals[near])
-    backward = np.clip((agree - 0.2) / 0.6, 0, 1) * (1 - np.minimum(distance[used] / (2 * reach), 1) ** 2) ** 2
-    backward *= (np.linalg.norm(offset, axis=1) < reach) * min(1.0, per_vertex)
-    along = np.einsum("pi,pi->p", offset, normal)[:, None] * normal
-    step = backward[:, None] * (along + slide * (offset - along))
-    count = len(position)
-    goal = goal + np.stack([np.bincount(near, step[:, i], count) for i in range(3)], 1)
-    weight = forward + np.bincount(near, backward, count)
-    target = position + goal / np.maximum(weight, 1e-9)[:, None]
-    return target, np.minimum(weight, 2.0)
+def _with_trace(target, weight, targets, confidence, share: float):
+    """Join the networks' word to the capture's."""
+    if targets is None:
+        return target, weight
+    trust = 0.3 * share * confidence
+    total = np.maximum(weight + trust, 1e-12)[:, None]
+    return (weight[:, None] * target + trust[:, None] * targets) / total, weight + trust
 
 
 def residual(
-    arap: Arap, faces: np.ndarray, position: np.ndarray, capture: Capture, colours: np.ndarray | None
+    faces: np.ndarray, position: np.ndarray, matcher: Matcher, stretch: float, most: int | None = None
 ) -> Residual:
-    """Measure a registered mesh; see `Residual`."""
-    hidden = capture.hidden(position, 0.03)
+    """Measure a registered mesh [V, 3]; see `Residual`. stretch: as the deformation model tells it."""
+    chosen = np.arange(0, len(position), 1 if most is None else max(1, len(position) // most))
+    hidden = matcher.capture.hidden(position[chosen], 0.03)
+    normals = vertex_normals(position, faces).astype(np.float64)
+    own = matcher.vertex_features(position, normals, chosen)
     seen = np.flatnonzero(~hidden)
-    colour_scale = COLOUR_SCALE if colours is not None else 0.0
-    normals = vertex_normals(position, faces)
-    captured = _features(capture.points, capture.normals, capture.colours, colour_scale)
-    own = _features(position, normals, colours, colour_scale)
-    _, forward = cKDTree(captured).query(own[seen])
-    _, backward = cKDTree(own).query(captured)
-    there = np.minimum(np.linalg.norm(capture.points[forward] - position[seen], axis=1), 0.3)
-    back = np.minimum(np.linalg.norm(capture.points - position[backward], axis=1), 0.3)
+    _, forward = matcher.tree.query(own[seen])
+    _, backward = cKDTree(own).query(matcher.features)
+    there = np.minimum(np.linalg.norm(matcher.points[forward] - position[chosen[seen]], axis=1), 0.3)
+    back = np.minimum(np.linalg.norm(matcher.points - position[chosen[backward]], axis=1), 0.3)
     colour = 0.0
-    if colours is not None:
-        colour = (
-            np.abs(capture.colours[forward] - colours[seen]).mean() + np.abs(capture.colours - colours[backward]).mean()
-        )
-    energy = arap.energy(position)
-    length = np.linalg.norm(arap.rest_edges, axis=1)
-    stretch = np.sqrt(energy.mean()) / length.mean()
-    return Residual(0.5 * float(there.mean() + back.mean()), 0.5 * float(colour), float(stretch), float(hidden.mean()))
+    if matcher.own_colours is not None:
+        mine = matcher.own_colours[chosen]
+        colour = np.abs(matcher.colours[forward] - mine[seen]).mean() if len(seen) else 0.0
+        colour = 0.5 * (colour + np.abs(matcher.colours - mine[backward]).mean())
+    distance = 0.5 * ((there.mean() if len(seen) else 0.3) + back.mean())
+    return Residual(float(distance), float(colour), float(stretch), float(hidden.mean()))
 
 
-def carry(
-    arap: Arap,
-    previous: np.ndarray,
-    source: Capture,
-    target: Capture,
-    *,
-    place_weight: float = 1.0,
+def follow(
+    coarse: Coarse, places: np.ndarray, moved: np.ndarray, confidence: np.ndarray, *, iterations: int = 5
 ) -> np.ndarray:
-    """Where the mesh of one keyframe probably is at the next, from `correspond` and ARAP: a start for `register`."""
-    places, moved, confidence = correspond(source, target, place_weight=place_weight)
-    return _follow(arap, previous, places, moved, confidence)
+    """Node positions [N, 3] of a mesh whose rest shape lies at `places` [M, 3] and should go to `moved` [M, 3].
 
-
-def _follow(arap, previous, places, moved, confidence) -> np.ndarray:
-    distance, vertex = cKDTree(previous).query(places)
-    good = distance < 0.05 * arap.diagonal
-    weight = np.bincount(vertex, confidence * good, len(previous))
-    offset = (moved - places) * (confidence * good)[:, None]
-    goal = np.stack([np.bincount(vertex, offset[:, i], len(previous)) for i in range(3)], 1)
-    goal = previous + goal / np.maximum(weight, 1e-9)[:, None]
-    strength = len(previous) / max(len(places), 1)
-    position = np.asarray(previous, np.float64)
-    robust = np.ones(len(previous))
-    for scale in (0.3, 0.15, 0.08):
-        for stiffness in (1.0, 0.3):
-            position = arap.solve(goal, strength * weight * robust, position, iterations=6, stiffness=stiffness)
-        off = np.linalg.norm(goal - position, axis=1) / (scale * arap.diagonal)
+    Matches that the rest of the mesh disagrees with lose their say (Geman–McClure, from wide to narrow).
+    """
+    distance, vertex = cKDTree(coarse.rest).query(places)
+    good = confidence * (distance < 0.05 * coarse.arap.diagonal)
+    size = len(coarse.rest)
+    goal, weight = np.zeros((size, 3)), np.bincount(vertex, good, size)
+    for i in range(3):
+        goal[:, i] = np.bincount(vertex, good * (moved - places)[:, i], size) / np.maximum(weight, 1e-9)
+    goal += coarse.rest
+    strength = size / max(len(places), 1)
+    nodes, robust = coarse.rest[coarse.nodes], np.ones(size)
+    for scale, stiffness in ((0.3, 1.0), (0.3, 0.5), (0.15, 0.5), (0.08, 0.3), (0.08, 0.3)):
+        nodes = coarse.solve(goal, strength * weight * robust, nodes, iterations=iterations, stiffness=stiffness)
+        off = np.linalg.norm(goal - coarse.positions(nodes), axis=1) / (scale * coarse.arap.diagonal)
         robust = 1 / (1 + off**2) ** 2
-    return position
+    return nodes
 
 
 def rigid_start(previous: np.ndarray, source: Capture, target: Capture, iterations: int = 30) -> np.ndarray:
@@ -399,6 +427,7 @@ def rigid_start(previous: np.ndarray, source: Capture, target: Capture, iteratio
 
 def advance(
     arap: Arap,
+    coarse: Coarse,
     faces: np.ndarray,
     previous: np.ndarray,
     source: Capture,
@@ -414,31 +443,33 @@ def advance(
     Args:
         previous: [V, 3], fitted to `source`.
         guess, confidence: [V, 3] and [V], where the networks believe it is.
+        smoothness: 0..1; 0.5 leaves the stiffness as it is, every 0.5 is a factor of 10.
     Returns:
         positions [V, 3] float64 and their residual.
     """
-    starts = [carry(arap, previous, source, target), np.asarray(previous, np.float64)]
+    factor = 10 ** (2 * (smoothness - 0.5))
+    previous = np.asarray(previous, np.float64)
+    coarse.set_rest(previous)
+    matcher = Matcher(target, colours, most=4000)
+    starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
+    starts += [follow(coarse, *match) for match in hypotheses(source, target)]
     if guess is not None:
-        starts.append(arap.solve(guess, confidence, previous, iterations=10, stiffness=1.0))
+        weight = confidence * (len(coarse.nodes) / 2)
+        starts.append(coarse.solve(guess, weight, previous[coarse.nodes], iterations=15))
     found = []
     for start in starts:
-        position = register(
-            arap,
-            faces,
-            start,
-            target,
-            colours,
-            targets=guess,
-            confidence=confidence,
-            steps=COARSE,
-            smoothness=smoothness,
-        )
-        found.append((residual(arap, faces, position, target, colours).score, len(found), position))
-    position = min(found)[2]
-    position = register(
-        arap, faces, position, target, colours, targets=guess, confidence=confidence, steps=FINE, smoothness=smoothness
-    )
-    return position, residual(arap, faces, position, target, colours)
+        nodes = register_coarse(coarse, faces, start, matcher, targets=guess, confidence=confidence, factor=factor)
+        stretch = np.sqrt(coarse.energy(nodes))
+        found.append((residual(faces, coarse.positions(nodes), matcher, stretch, 1500).score, len(found), nodes))
+    position = coarse.positions(min(found)[2])
+    position = register(arap, faces, position, target, colours, targets=guess, confidence=confidence, factor=factor)
+    stretch = np.sqrt(arap.energy(position).mean()) / np.linalg.norm(arap.rest_edges, axis=1).mean()
+    return position, residual(faces, position, matcher, stretch)
+
+
+def hypotheses(source: Capture, target: Capture) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Several answers of `correspond`: the places are believed more or less."""
+    return [correspond(source, target, place_weight=weight) for weight in (1.0, 0.3, 3.0)]
 
 
 def fit_keyframes(
@@ -468,14 +499,15 @@ def fit_keyframes(
         LimError empty_surface: a keyframe shows nothing.
     """
     template = np.asarray(template, np.float64)
-    first = Capture(depth_planar[0], images[0], camera_to_world, intrinsics)
+    source = Capture(depth_planar[0], images[0], camera_to_world, intrinsics)
     colours, _ = see(template, faces, images[0], depth_planar[0], camera_to_world, intrinsics)
-    fitted, residuals = [template], [residual(arap, faces, template, first, colours)]
-    source = first
+    coarse = Coarse(arap)
+    fitted, residuals = [template], [residual(faces, template, Matcher(source, colours), 0.0)]
     for k in range(1, len(depth_planar)):
         target = Capture(depth_planar[k], images[k], camera_to_world, intrinsics)
         position, rest = advance(
             arap,
+            coarse,
             faces,
             fitted[-1],
             source,
