@@ -27,7 +27,7 @@ import torch
 
 from . import capture as captures
 from . import checkpoint, fit, protocol, result, surface, texture, trace, triplane
-from .arap import Arap
+from .arap import Arap, Coarse
 from .capture import Capture
 from .errors import LimError
 from .images import pixel_rays
@@ -403,13 +403,14 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
         capture.intrinsics,
     )
     fitted = [template["vertices"].astype(np.float64)]
-    residuals = [fit.residual(arap, faces, fitted[0], evidence[0], colours).distance]
+    residuals = [fit.residual(faces, fitted[0], fit.Matcher(evidence[0], colours), 0.0).distance]
+    coarse = Coarse(arap)
     positions, confidence = [fitted[0]], [np.ones(len(fitted[0]))]
     count = capture.keyframes - 1
     for k in range(count):
         moved, sure = Matches(surfaces, k).moved(fitted[k], lambda f, k=k: reporter.progress((k + 0.2 * f) / count))
         following, explained = fit.advance(
-            arap, faces, fitted[k], evidence[k], evidence[k + 1], colours,
+            arap, coarse, faces, fitted[k], evidence[k], evidence[k + 1], colours,
             guess=moved[-1], confidence=sure[-1], smoothness=request.smoothness,
         )  # fmt: skip
         fitted.append(following)

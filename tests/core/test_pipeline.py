@@ -69,8 +69,11 @@ def test_result_is_whole(finished):
     summary = json.loads((job / protocol.RESULT_FILE).read_text(encoding="utf-8"))
     assert summary["frames"] == [1, 3, 5, 7, 9] and summary["vertices"] == vertices
     assert (job / protocol.TEXTURE_FILE).is_file() and (job / "previews/triplane_f004_v00.png").is_file()
-    # On the captured surface at every keyframe: the fit has worked, whatever the networks know.
-    assert max(summary["metrics"]["keyframe_distance"]) < 0.03
+    # The moved keyframes lie as near to their capture as the template does to the first: the fit has worked, whatever
+    # the networks know. (The distance contains the spacing of 300 vertices.)
+    first, *later = summary["metrics"]["keyframe_distance"]
+    assert first < 0.05 and max(later) < 1.3 * first
+    assert np.linalg.norm(arrays["positions"][4] - arrays["positions"][0], axis=1).mean() > 0.03
 
 
 def test_a_repeated_run_redoes_only_what_changed(finished):
