@@ -147,6 +147,12 @@ def fuse_depth(
     report(0.1)
 
     inside = _carve(depth_planar, camera_to_world, intrinsics, low, cell, shape)
+    # No view reaches the corners of the box: what lies outside the unit sphere is empty by the normalisation.
+    x, y, z = (((low[a] + np.arange(shape[a]) * cell) ** 2).astype(np.float32) for a in range(3))
+    inside &= x[:, None, None] + y[None, :, None] + z[None, None, :] <= (1 + cell) ** 2
+    for axis in range(3):
+        border = np.moveaxis(inside, axis, 0)
+        border[0] = border[-1] = False
     report(0.5)
     # What is carved but not connected with the outside is a hole that nobody can look into: fill it.
     labels, _ = ndimage.label(~inside)
@@ -208,6 +214,8 @@ def _isosurface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray
     """Marching cubes in grid units; faces are counter-clockwise seen from where the field is above the level."""
     from skimage import measure
 
+    if not field.min() < level < field.max():
+        raise LimError("empty_surface", "No surface could be built from what the cameras saw.", "Try a higher quality.")
     vertices, faces, _, _ = measure.marching_cubes(field, level, gradient_direction="descent", allow_degenerate=False)
     return vertices.astype(np.float32), faces.astype(np.int32)
 
