@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except LimError as error:
         print(f"{error.message} {error.hint}".strip(), file=sys.stderr)
         return protocol.ERROR_CODES.get(error.code, (protocol.EXIT_CRASH, ""))[0]
-    except Cancelled:
+    except (Cancelled, KeyboardInterrupt):
         return protocol.EXIT_CANCELLED
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def read(job: str | Path, request: Request) -> Capture:
     """The capture of a job.
 
     Raises:
-        LimError: `bad_capture` or `missing_file`, naming the file; `empty_mesh`, naming the frame.
+        LimError: `bad_capture` or `missing_file`, naming the file; `outside_cameras`, naming the frame.
     """
     job = Path(job)
     arrays = read_arrays(job / protocol.CAMERAS_FILE, ("camera_to_world", "intrinsics"))
@@ -87,7 +88,7 @@ def read(job: str | Path, request: Request) -> Capture:
                 raise LimError(
                     "missing_file", f"The capture is incomplete: {name} is missing.", "Capture again."
                 ) from None
-            except (UnidentifiedImageError, OSError):
+            except (UnidentifiedImageError, OSError, SyntaxError):  # Pillow calls a broken PNG chunk a syntax error
                 raise LimError("bad_capture", f"The picture {name} is damaged.", "Capture again.") from None
             need(pixels.shape == (size, size, 4), name, f"is {pixels.shape[1]}×{pixels.shape[0]}, not {size}×{size}")
             rgba[k, v] = pixels
@@ -130,9 +131,8 @@ def read_arrays(path: Path, names: tuple[str, ...], code: str = "bad_capture") -
     if not path.is_file():
         raise LimError("missing_file", f"The file {path.name} is missing from the job folder.", "Capture again.")
     try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in names}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        arrays = load_npz(path, names)
+    except UNREADABLE:
         raise LimError(
             code, f"The file {path.name} is damaged or was not written by this add-on.", "Capture again."
         ) from None
@@ -140,6 +140,19 @@ def read_arrays(path: Path, names: tuple[str, ...], code: str = "bad_capture") -
         if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
             raise LimError(code, f"{path.name} holds values that are not numbers in “{name}”.", "Capture again.")
     return arrays
+
+
+UNREADABLE = (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for an archive that is absent, cut off, foreign or damaged."""
+
+
+def load_npz(path: Path, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of an archive, or all; never unpickles. Raises one of `UNREADABLE`."""
+    data = np.load(path, allow_pickle=False)
+    if isinstance(data, np.ndarray):
+        raise ValueError("a single array, not an archive")
+    with data:
+        return {name: data[name] for name in names or data.files}
 
 
 def need(sound: bool, name: str, flaw: str) -> None:

@@ -170,6 +170,12 @@ def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> 
 
 def replay_golden(folder: str | Path, network: str, model: nn.Module) -> float:
     """Largest difference between the stored answer and the one given now, relative to the answer's spread."""
-    stored = load_file(Path(folder) / "golden.safetensors")
-    answer = golden_answer(network, model, {k[3:]: v for k, v in stored.items() if k.startswith("in.")})
+    try:
+        stored = load_file(Path(folder) / "golden.safetensors")
+        inputs = {name: stored[f"in.{name}"] for name in ("position", "alpha")}
+        answer = golden_answer(network, model, inputs)
+        if answer.shape != stored["out"].shape:
+            raise ValueError("it has another size")
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise LimError("weights_broken", f"The golden pair in {folder} is missing or damaged: {error}.") from None
     return float((answer - stored["out"]).abs().max() / stored["out"].std().clamp_min(1e-9))

@@ -79,7 +79,10 @@ def read(path: str | Path) -> tuple[ModelConfig, str]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         network = data.pop("network")
-    except (ValueError, KeyError, AttributeError):
+        kinds = {field.name: bool if field.type == "bool" else int for field in dataclasses.fields(ModelConfig)}
+        if any(type(value) is not kinds.get(name, type(value)) for name, value in data.items()):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise LimError("weights_broken", f"“{path}” is not a checkpoint's configuration.") from None
     unknown = sorted(set(data) - {field.name for field in dataclasses.fields(ModelConfig)})
     if unknown or network not in NETWORKS:

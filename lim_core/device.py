@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from .errors import LimError
@@ -32,16 +30,3 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple GPU"}[device.type]
-
-
-def limit_threads() -> None:
-    """Leave a core to Blender's window; LIM_THREADS overrides.
-
-    Call before numpy and scipy are imported: their BLAS reads the environment once. Two hardware threads of one core gain
-    nothing (1024³ matmul: 175 GFLOP/s with one thread, 184 with two) and waiting for each other beside other work costs 5×.
-    """
-    asked = os.environ.get("LIM_THREADS", "")
-    threads = int(asked) if asked.isdigit() and int(asked) > 0 else max(1, (os.cpu_count() or 1) - 1)
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, str(threads))
-    torch.set_num_threads(threads)

@@ -12,7 +12,8 @@
 
 Canonical coordinates are re-anchored at every keyframe: in each interval they are the positions at the interval's own first
 keyframe, so that errors do not add up in what the networks are shown. Every stage is kept in `state/` under the hash of
-all that it depends on; a repeated run redoes only what changed. Memory does not grow with the number of in-betweens.
+all that it depends on, the code included; a repeated run redoes only what changed. Triplanes are made one at a time and not
+kept: with the number of in-betweens grow only the vertices and the points that they are matched to.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import cameras, checkpoint, fit, protocol, result, surface, texture, trace, triplane
 from . import capture as captures
-from . import checkpoint, fit, protocol, result, surface, texture, trace, triplane
 from .arap import Arap, Coarse
 from .capture import Capture
 from .errors import LimError
@@ -55,19 +56,21 @@ class State:
     def load(self, stage: str, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a stage if it was finished under this key; a damaged file counts as absent."""
         try:
-            with np.load(self.folder / f"{stage}.npz", allow_pickle=False) as data:
-                if str(data["key"]) != key:
-                    return None
-                return {name: data[name] for name in data.files if name != "key"}
-        except (OSError, ValueError, KeyError, EOFError):
+            arrays = captures.load_npz(self.folder / f"{stage}.npz")
+            return arrays if str(arrays.pop("key")) == key else None
+        except captures.UNREADABLE:
             return None
-        except Exception as error:  # zipfile.BadZipFile and zlib.error have no common base
-            if type(error).__module__ in ("zipfile", "zlib"):
-                return None
-            raise
 
     def keep(self, stage: str, key: str, arrays: dict[str, np.ndarray]) -> None:
         result.save_arrays(self.folder / f"{stage}.npz", key=np.array(key), **arrays)
+
+
+def code_key() -> str:
+    """Hash of the backend's own code: what another version left behind is never taken over."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def key_of(*parts) -> str:
@@ -82,10 +85,13 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     """
     reporter.check()
     state = State(job)
+    code = code_key()
     capture = captures.read(job, request)
     folders = checkpoint.folders(request.weights)
     weights = {network: _weights_key(folder, network) for network, folder in folders.items()}
-    shown = captures.fingerprint(job)
+    shown = key_of(
+        code, captures.fingerprint(job), request.image_size, request.views, request.rig_views, request.has_depth
+    )
     warnings: list[dict] = []
 
     def warn(code: str, message: str, hint: str = "") -> None:
@@ -115,7 +121,9 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         "fit": lambda found: fit_capture(
             request, capture, found["surface"], found["canonical"], found["trace"], reporter
         ),
-        "texture": lambda found: bake_texture(request, capture, found["surface"], found["fit"], reporter),
+        "texture": lambda found: bake_texture(
+            request, capture, found["surface"], found["fit"], found["reconstruct"], folders, device, reporter
+        ),
     }
     found: dict[str, dict[str, np.ndarray]] = {}
     begins = 0.0
@@ -123,6 +131,11 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         reporter.stage(stage, index, len(protocol.STAGES), begins, SHARES[stage])
         started = time.monotonic()
         arrays = state.load(stage, keys[stage])
+        if (
+            stage == "interpolate"
+            and not (job / protocol.preview_file("triplane", len(request.frames()) - 1, 0)).is_file()
+        ):
+            arrays = None  # its pictures are the result, and someone has deleted them
         if arrays is None:
             arrays = functions[stage](found)
             state.keep(stage, keys[stage], arrays)
@@ -220,11 +233,11 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
         pixels = 2 * size
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
-            intrinsics = torch.from_numpy(capture.intrinsics[view]).to(device) * (pixels / request.image_size)
-            intrinsics[2, 2] = 1
+            scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
+            intrinsics = torch.from_numpy(scaled).to(device)
             colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=96)
             rgba = torch.cat([colour, mask[..., None]], -1).clamp(0, 1).mul(255).round().byte().cpu().numpy()
-            name = f"{protocol.PREVIEW_FOLDER}/triplane_f{index:03d}_v{view:02d}.png"
+            name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
             if view == 0:
                 reporter.event("preview", path=name, label=f"frame {request.frames()[index]:g}")
@@ -429,14 +442,36 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
     }
 
 
-def bake_texture(request: Request, capture: Capture, template, fitted, reporter: Reporter) -> dict[str, np.ndarray]:
+def bake_texture(request, capture: Capture, template, fitted, reconstruction, folders, device, reporter: Reporter):
     """`loop_uvs` float32 [F, 3, 2] and `image` uint8 [S, S, 3]; nothing for the artist's own mesh, which keeps its own."""
     if request.template == "mesh":
         return {}
     loop_uvs = texture.unwrap(template["vertices"], template["faces"], request.texture_size)
     reporter.progress(0.3)
+    depth = capture.depth_planar
+    if depth is None:
+        depth = _triplane_depth(capture, reconstruction, folders, device)
     image = texture.bake(
-        fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, capture.depth_planar, capture.camera_to_world,
+        fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, depth, capture.camera_to_world,
         capture.intrinsics, request.texture_size, on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
     )  # fmt: skip
     return {"loop_uvs": loop_uvs.astype(np.float32), "image": image}
+
+
+@torch.no_grad()
+def _triplane_depth(capture: Capture, reconstruction, folders, device) -> np.ndarray:
+    """Depth [K, V, H, W] of every captured view, rendered from the triplanes: what decides visibility without a capture's."""
+    lrm = checkpoint.load(folders["lrm"], "lrm", device)
+    size, pixels = capture.rgba.shape[2], 2 * lrm.config.image_size
+    nearest = (np.arange(size) * pixels) // size
+    depth = np.zeros(capture.rgba.shape[:4], np.float32)
+    for k in range(capture.keyframes):
+        planes = torch.from_numpy(reconstruction["triplanes"][k]).float().to(device)[None]
+        for view in range(depth.shape[1]):
+            camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
+            scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / size)
+            found = render_image(lrm.decoder, planes, camera, torch.from_numpy(scaled).to(device), pixels, samples=96)[
+                1
+            ]
+            depth[k, view] = found.cpu().numpy()[nearest][:, nearest]
+    return depth

@@ -148,7 +148,7 @@ def from_json(text: str) -> Request:
         wanted = fields[name].type
         try:
             values[name] = _convert(wanted, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise LimError("bad_request", f"{name} should be {wanted}, but is {value!r}.") from None
     request = Request(**values)
     check(request)
@@ -169,10 +169,18 @@ def _convert(wanted: str, value):
             raise TypeError
         return int(value)
     if wanted == "float":
-        return float(value)
+        return _number(value)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
     if wanted == "tuple[float, ...]":
-        return tuple(float(x) for x in value)
-    return tuple(tuple(float(x) for x in row) for row in value)
+        return tuple(_number(x) for x in value)
+    return tuple(tuple(_number(x) for x in row) for row in value)
+
+
+def _number(value) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError
+    return float(value)
 
 
 def write(request: Request, job: str | os.PathLike) -> Path:
@@ -189,4 +197,8 @@ def read(job: str | os.PathLike) -> Request:
     path = Path(job) / protocol.REQUEST_FILE
     if not path.is_file():
         raise LimError("missing_file", f"“{job}” is not a job folder: it has no {protocol.REQUEST_FILE}.")
-    return from_json(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LimError("bad_request", f"{path.name} is not a text file in UTF-8.", "Start the job again.") from None
+    return from_json(text)

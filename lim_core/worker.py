@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import __version__, protocol, request
+from . import __version__, protocol, request, threads
 from .errors import Cancelled, LimError, from_os_error
 
 
@@ -122,10 +122,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(job: Path, reporter: Reporter) -> float:
     started = time.monotonic()
     asked = request.read(job)
-    from . import device  # torch is imported only now: a broken request is reported at once
-
-    device.limit_threads()
-    from . import pipeline
+    threads.limit()  # before numpy and torch are imported, which happens only now: a broken request is reported at once
+    from . import device, pipeline
 
     where = device.pick(asked.device)
     reporter.event(
@@ -135,12 +133,16 @@ def _run(job: Path, reporter: Reporter) -> float:
     return time.monotonic() - started
 
 
+OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "bad_alloc", "can't allocate memory", "unable to allocate")
+
+
 def as_lim_error(failure: Exception) -> LimError:
     """Every failure as a sentence; the traceback goes to stderr, which Blender keeps in log.txt."""
     if isinstance(failure, LimError):
         return failure
     traceback.print_exc(file=sys.stderr)
-    if isinstance(failure, MemoryError) or "out of memory" in str(failure).lower() or "alloc" in str(failure).lower():
+    said = str(failure).lower()
+    if isinstance(failure, MemoryError) or any(word in said for word in OUT_OF_MEMORY):
         return LimError(
             "out_of_memory",
             "The memory ran out.",

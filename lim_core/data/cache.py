@@ -171,7 +171,7 @@ class Cache:
                     key: np.load(self.folder / entry / f"{key}.npy", mmap_mode="r", allow_pickle=False)
                     for key in ("rgba", "maps", "camera_to_world", "intrinsics")
                 }
-        self.index = [(name, i) for name, shard in self.shards.items() for i in range(len(shard["rgba"]))]
+        self.index = [(name, i) for name in sorted(self.shards) for i in range(len(self.shards[name]["rgba"]))]
         return len(self.index)
 
     def sequence(self, i: int) -> dict[str, np.ndarray]:

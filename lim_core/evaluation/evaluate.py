@@ -7,7 +7,7 @@ import argparse
 import importlib
 import json
 
-from .. import device
+from .. import device, threads
 
 WHAT = ("reconstruction", "interpolation")
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--weights", default="", help="folder of the checkpoints; default: the bundled ones")
     p.add_argument("--device", default="auto")
     args = p.parse_args(argv)
-    device.limit_threads()
+    threads.limit()
     module = importlib.import_module(f".{args.what}", __package__)
     more = {"gap": args.gap} if args.what == "interpolation" and args.gap else {}
     summary = module.evaluate(

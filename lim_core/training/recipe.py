@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--device", default="auto")
     p.add_argument("--threads", type=int, default=0)
     args = p.parse_args(argv)
-    work = Path(args.work)
+    packs, work = Path(args.packs).resolve(), Path(args.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     size = config.PRESETS[args.preset]().image_size
     each = -(-args.sequences // args.renderers)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
                 "-m",
                 "lim_core",
                 "cache",
-                args.packs,
+                str(packs),
                 str(work / "cache"),
                 "--size",
                 str(size),

@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             "missing_file", f"The cache {args.cache} holds {len(cache.index)} sequences: too few to train on."
         )
     held_out = cache.index[: args.held_out]
+    if (out / "state.json").exists():  # a resumed run goes on watching what it watched
+        held_out = [tuple(entry) for entry in json.loads((out / "state.json").read_text())["held_out"]]
 
     def refresh() -> None:
         cache.refresh()
@@ -178,11 +180,11 @@ def main(argv: list[str] | None = None) -> int:
             sums, window, logged = {}, 0, time.monotonic()
             refresh()
         if time.monotonic() - saved > args.save_minutes * 60:
-            save(out, args, model, average, optimiser, step, elapsed, samples)
+            save(out, args, held_out, model, average, optimiser, step, elapsed, samples)
             watch(out, args, model, average, frozen, watched, scale, step, where)
             saved = time.monotonic()
     source.stop()
-    save(out, args, model, average, optimiser, step, elapsed, samples)
+    save(out, args, held_out, model, average, optimiser, step, elapsed, samples)
     watch(out, args, model, average, frozen, watched, scale, step, where)
     return 0
 
@@ -211,7 +213,7 @@ def write_row(path: Path, row: dict) -> None:
 # ---- state ----------------------------------------------------------------------------------------------------
 
 
-def save(out: Path, args, model, average, optimiser, step: int, elapsed: float, samples: int) -> None:
+def save(out: Path, args, held_out, model, average, optimiser, step: int, elapsed: float, samples: int) -> None:
     """The state to resume from, then the checkpoint of the averaged weights."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -226,7 +228,7 @@ def save(out: Path, args, model, average, optimiser, step: int, elapsed: float, 
         temporary.unlink(missing_ok=True)
         raise LimError("disk_full", f"The training state could not be written to {out}: {error}.") from None
     counts = {"step": step, "elapsed": elapsed, "samples": samples}
-    checkpoint.write_json(out / "state.json", {**counts, "arguments": vars(args)})
+    checkpoint.write_json(out / "state.json", {**counts, "arguments": vars(args), "held_out": held_out})
     averaged = checkpoint.build(args.network, model.config)
     averaged.load_state_dict({k: v.cpu() for k, v in average.items()})
     checkpoint.save(out / "checkpoint", args.network, averaged.eval(), record(out, args, counts))
@@ -234,14 +236,16 @@ def save(out: Path, args, model, average, optimiser, step: int, elapsed: float, 
 
 def record(out: Path, args, counts: dict) -> dict:
     """training.json: what was run and how far it came."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     kept = {k: v for k, v in vars(args).items() if k not in ("out", "cache", "start", "lrm", "lrm_rgb")}
     rows = list(csv.DictReader((out / "log.csv").open())) if (out / "log.csv").exists() else []
     last = {k: float(v) for k, v in rows[-1].items() if v} if rows else {}
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "arguments": kept,
         **counts,
         "last_log_row": last,

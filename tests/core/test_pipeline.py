@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_job
+from PIL import Image
 
-from lim_core import protocol, request
+from lim_core import checkpoint, protocol, request
 from lim_core.errors import LimError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,10 +195,19 @@ def broken_picture(job):
 
 
 def invisible(job):
-    from PIL import Image
-
     for view in range(4):
         Image.new("RGBA", (96, 96)).save(job / protocol.image_file(1, view))
+
+
+def wrong_archive(job):
+    path = job / protocol.CAMERAS_FILE
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def wrong_frames(job):
+    data = json.loads((job / protocol.REQUEST_FILE).read_text())
+    (job / protocol.REQUEST_FILE).write_text(json.dumps(data | {"keyframes": "123"}))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +218,8 @@ def invisible(job):
         (foreign_depth, "bad_capture", "k001_depth.npz"),
         (nan_depth, "bad_capture", "depth_planar"),
         (pickled_cameras, "bad_capture", "cameras.npz"),
+        (wrong_archive, "bad_capture", "cameras.npz"),
+        (wrong_frames, "bad_request", "keyframes"),
         (missing_picture, "missing_file", "k002_v01.png"),
         (broken_picture, "bad_capture", "k002_v01.png"),
         (invisible, "outside_cameras", "frame 5"),
@@ -238,11 +250,27 @@ def test_what_libraries_print_cannot_garble_the_events(tmp_path, tiny_weights):
         "pipeline.run = noisy\n"
         "sys.exit(worker.main([sys.argv[2], '--follow-stdin']))"
     )
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", program, str(ROOT), str(job)],
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "says hello" in done.stderr and all(protocol.decode_event(line) for line in done.stdout.splitlines())
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    code, events, errors = finish(process)
+    assert code == 0 and "a library says hello" in errors
+    assert [event["event"] for event in events] == ["hello", "result"]
+
+
+@pytest.mark.skipif(
+    not (checkpoint.BUNDLED / "lrm/config.json").is_file(), reason="no trained weights in this checkout"
+)
+def test_without_depth_the_triplane_is_the_template(tmp_path):
+    """What a video gives: pictures and cameras alone, all the way to a texture."""
+    job = make_job(tmp_path / "no depth", has_depth=False)
+    for keyframe in range(3):
+        (job / protocol.depth_file(keyframe)).unlink()
+    code, events, errors = finish(start(job))
+    assert code == 0, errors
+    assert "no_depth" in [event.get("code") for event in events]
+    with np.load(job / protocol.RESULT_ARRAYS) as data:
+        assert len(data["faces"]) > 100 and np.abs(data["positions"]).max() < 1.2
+    with Image.open(job / protocol.TEXTURE_FILE) as image:
+        assert np.asarray(image).std() > 1
