@@ -20,11 +20,6 @@ SAMPLES = 8
 AT_ONCE = 32  # frames that are in memory together
 
 
-def preview_file(index: int, view: int) -> str:
-    """The picture of entry `index` of `request.frames()` in camera `view`, relative to the job folder."""
-    return f"{protocol.PREVIEW_FOLDER}/traced_f{index:03d}_v{view:02d}.png"
-
-
 def render_previews(
     scene: bpy.types.Scene,
     object: bpy.types.Object,
@@ -68,7 +63,7 @@ def render_previews(
                         if is_cancelled is not None and is_cancelled():
                             raise Cancelled
                         picture, _ = stage.photograph(to_world[view], intrinsics[view], "cycles")
-                        written.append(preview_file(index, view))
+                        written.append(protocol.preview_file("traced", index, view))
                         png.write(job / written[-1], picture)
                         if on_progress is not None:
                             on_progress(len(written) / (len(chosen) * views), f"Picture of frame {frames[index]:g}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -57,13 +58,10 @@ def rows(asked: Request) -> list[Row]:
     def captured(index: int, view: int) -> str | None:
         return protocol.image_file(index // steps, view) if index % steps == 0 else None
 
-    def preview(kind: str) -> Callable[[int, int], str]:
-        return lambda index, view: f"{protocol.PREVIEW_FOLDER}/{kind}_f{index:03d}_v{view:02d}.png"
-
     return [
         Row("captured", "keyframes", captured),
-        Row("interpolated", "rendered triplanes", preview("triplane")),
-        Row("traced", "one mesh, one texture", preview("traced")),
+        Row("interpolated", "rendered triplanes", functools.partial(protocol.preview_file, "triplane")),
+        Row("traced", "one mesh, one texture", functools.partial(protocol.preview_file, "traced")),
     ]
 
 

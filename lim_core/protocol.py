@@ -105,6 +105,11 @@ def depth_file(keyframe: int) -> str:
     return f"{CAPTURE_FOLDER}/k{keyframe:03d}_depth.npz"
 
 
+def preview_file(kind: str, index: int, view: int) -> str:
+    """A picture of entry `index` of `request.frames()` in camera `view`; kind is “triplane” or “traced”."""
+    return f"{PREVIEW_FOLDER}/{kind}_f{index:03d}_v{view:02d}.png"
+
+
 # ---- lines ----------------------------------------------------------------------------------------------------------
 def encode_event(name: str, **fields) -> str:
     """One event as one line without its newline: `{"event": name, ...fields}`, ASCII only, so that no console's

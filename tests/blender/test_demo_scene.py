@@ -73,7 +73,7 @@ def test_previews_show_the_result_where_the_capture_showed_its_source(scene, tmp
     scene.frame_set(3)
     files = render_preview.render_previews(scene, result, tmp_path, size=128)
     assert scene.frame_current == 3 and len(bpy.data.scenes) == 1
-    assert files == [render_preview.preview_file(i, v) for i in range(3) for v in range(2)]
+    assert files == [protocol.preview_file("traced", i, v) for i in range(3) for v in range(2)]
     for k in range(2):
         for view in range(2):
             captured, shown = (

@@ -141,4 +141,5 @@ def test_what_the_system_refuses_becomes_a_sentence(number, code):
 
 def test_files_of_a_job_are_relative_and_sorted_by_index():
     assert protocol.image_file(2, 11) == "capture/k002_v11.png" and protocol.depth_file(0) == "capture/k000_depth.npz"
+    assert protocol.preview_file("traced", 7, 1) == "previews/traced_f007_v01.png"
     assert json.loads(protocol.encode_event("cancelled")) == {"event": "cancelled"}
