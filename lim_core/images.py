@@ -27,12 +27,12 @@ class Views:
         camera_to_world: [B, V, 4, 4]; intrinsics: [B, V, 3, 3] in pixels of H × W (cameras.py).
     """
 
-    content: Float[Tensor, "B V H W 3"]
-    alpha: Float[Tensor, "B V H W"]
-    position: Float[Tensor, "B V H W 3"]
-    depth_known: Float[Tensor, "B V H W"]
-    camera_to_world: Float[Tensor, "B V 4 4"]
-    intrinsics: Float[Tensor, "B V 3 3"]
+    content: Float[Tensor, "*B V H W 3"]
+    alpha: Float[Tensor, "*B V H W"]
+    position: Float[Tensor, "*B V H W 3"]
+    depth_known: Float[Tensor, "*B V H W"]
+    camera_to_world: Float[Tensor, "*B V 4 4"]
+    intrinsics: Float[Tensor, "*B V 3 3"]
 
     def to(self, device) -> Views:
         return Views(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))

@@ -37,14 +37,14 @@ class Features:
     blocks: list[Float[Tensor, "B N W"]]
 
 
-def sincos(place: Float[Tensor, "N"], width: int) -> Float[Tensor, "N width"]:
+def sincos(place: Float[Tensor, "N"], width: int) -> Float[Tensor, "N W"]:
     """Sinusoidal encoding, half sines and half cosines, frequencies geometrically from 1 to 1/10000."""
     frequency = torch.exp(-math.log(10000.0) * torch.arange(width // 2, device=place.device) / (width // 2))
     angle = place[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def sincos_grid(size: int, width: int) -> Float[Tensor, "size*size width"]:
+def sincos_grid(size: int, width: int) -> Float[Tensor, "N W"]:
     """2-D sin-cos encoding of a square grid, rows first; width divisible by 4."""
     steps = torch.arange(size, dtype=torch.float32)
     row, column = torch.meshgrid(steps, steps, indexing="ij")

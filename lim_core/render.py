@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .images import pixel_rays
-from .triplane import TriplaneDecoder
 
 RADIUS = 1.0  # everything lies in the unit sphere
 
@@ -42,7 +41,7 @@ def composite(density: Float[Tensor, "... S"], content: Float[Tensor, "... S 3"]
 
 
 def render_rays(
-    decoder: TriplaneDecoder,
+    decoder: nn.Module,
     triplane: Float[Tensor, "B 3 C R R"],
     origins: Float[Tensor, "B N 3"],
     directions: Float[Tensor, "B N 3"],
@@ -83,7 +82,7 @@ def render_rays(
 
 @torch.no_grad()
 def render_image(
-    decoder: TriplaneDecoder,
+    decoder: nn.Module,
     triplane: Float[Tensor, "1 3 C R R"],
     camera_to_world: Float[Tensor, "4 4"],
     intrinsics: Float[Tensor, "3 3"],

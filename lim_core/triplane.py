@@ -47,7 +47,7 @@ class TriplaneDecoder(nn.Module):
 
 
 @torch.no_grad()
-def density_grid(decoder: TriplaneDecoder, triplane: Float[Tensor, "1 3 C R R"], resolution: int, *, coarse: int = 32):
+def density_grid(decoder: nn.Module, triplane: Float[Tensor, "1 3 C R R"], resolution: int, *, coarse: int = 32):
     """Density [resolution]³ on a grid over [-1, 1]³ (indexed x, y, z), evaluated only near where something is.
 
     A coarse grid is evaluated first; only its cells above a small density, and their neighbours, are refined; the rest

@@ -8,6 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from jaxtyping import install_import_hook
+
+# Every call of a function whose signature states shapes is checked against them (test_networks.py has the canary).
+install_import_hook(
+    ["lim_core.images", "lim_core.lim", "lim_core.lrm", "lim_core.render", "lim_core.triplane"], "beartype.beartype"
+)
+
 import numpy as np
 import pytest
 import torch

@@ -8,8 +8,9 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, ball_views
+from jaxtyping import TypeCheckError
 
+from conftest import TINY, ball_views
 from lim_core import checkpoint, config
 from lim_core.errors import LimError
 from lim_core.images import splat
@@ -145,6 +146,14 @@ def test_an_untrained_triplane_is_nearly_empty():
     triplane, _ = model(ball_views(config.nano()))
     density, _ = model.decoder(triplane, torch.rand(1, 4000, 3) * 2 - 1)
     assert density.mean() < 1.0
+
+
+def test_a_wrong_shape_is_noticed():
+    """The canary: without it, nobody would see that the shapes in the signatures are no longer checked."""
+    from lim_core.triplane import sample_planes
+
+    with pytest.raises(TypeCheckError):
+        sample_planes(torch.zeros(1, 2, 4, 8, 8), torch.zeros(1, 5, 3))
 
 
 # ---- checkpoints

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 import torch
-from conftest import TINY
 
+from conftest import TINY
 from lim_core import cameras
 from lim_core.render import composite, render_image, render_rays, sphere_interval
 from lim_core.triplane import TriplaneDecoder, density_grid

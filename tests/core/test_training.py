@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
 from conftest import TINY
 from lim_core import checkpoint, config
 from lim_core.data import cache as caches
