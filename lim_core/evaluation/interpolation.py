@@ -72,10 +72,7 @@ def evaluate(
     summary = {
         "gap": gap,
         "rows": table,
-        "gap_closed": {
-            m: round((table["lim"][m] - table["linear"][m]) / (table["oracle"][m] - table["linear"][m]), 4)
-            for m in ("psnr", "psnr_fg")
-        },
+        "gap_closed": {m: _gap_closed(table, m) for m in ("psnr", "psnr_fg")},
         "high_motion": _high_motion(rows),
         "scenes": len({row["asset"] for row in rows}),
         "triplets": len(rows),
@@ -84,6 +81,12 @@ def evaluate(
     metrics.write(Path(out), rows, summary)
     Image.fromarray((np.concatenate(sheet) * 255).round().astype(np.uint8)).save(Path(out) / "sheet.png")
     return summary
+
+
+def _gap_closed(table: dict, measure: str) -> float | None:
+    """(lim − linear) / (oracle − linear); None where there is no gap to close."""
+    linear, lim, oracle = (table[name][measure] for name in ("linear", "lim", "oracle"))
+    return round((lim - linear) / (oracle - linear), 4) if oracle - linear > 1e-3 else None
 
 
 def _high_motion(rows: list[dict]) -> dict:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Shared by the tests of the backend: tiny networks and a job folder made without Blender."""
 
+# ruff: noqa: E402 (the import hook comes before what it watches)
 from __future__ import annotations
 
 import sys
