@@ -216,7 +216,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 # ---- who is photographed -------------------------------------------------------------------------------------------
 
 
-def _family(object: bpy.types.Object, scene: bpy.types.Scene) -> list[bpy.types.Object]:
+def family(object: bpy.types.Object, scene: bpy.types.Scene) -> list[bpy.types.Object]:
     """The object, and what cannot be seen apart from it: what hangs on a skeleton, the rest of a metaball."""
     found = [object]
     if object.type == "META":  # all elements of a family melt into the first one's surface
@@ -238,11 +238,11 @@ def _sources(scene: bpy.types.Scene, spec: CaptureSpec) -> list[list[bpy.types.O
     """The objects of every keyframe."""
     listed = [bpy.data.objects[name] for name in spec.objects]
     if spec.source == "objects":
-        together = list(dict.fromkeys(o for object in listed for o in _family(object, scene)))
+        together = list(dict.fromkeys(o for object in listed for o in family(object, scene)))
         return [together] * len(spec.keyframes)
     return [
         list(dict.fromkeys(o for part in (pose, *pose.children_recursive) if part == pose or part not in listed
-                           for o in _family(part, scene)))
+                           for o in family(part, scene)))
         for pose in listed
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
 
     source = top.add_argument_group("source")
     source.add_argument("--input", default="", metavar="FILE", help="open or import this file first (.blend, .glb, …)")
-    source.add_argument("--clip", default="", help="animation of the imported file; default: the first that moves")
+    source.add_argument("--clip", default="", help="animation to play; default: an import's first that moves")
     source.add_argument("--scene", default="", help="scene of the file; default: the active one")
     what = source.add_mutually_exclusive_group()
     what.add_argument("--objects", metavar="A,B", help="objects to capture; default: all that a render would show")
@@ -94,7 +95,7 @@ def main(argv: list[str], program: str | None = None) -> int:
     options = argparse.Namespace(json=_json_of(argv), quiet=False)
     report: dict = {"status": "error", "code": "", "message": "", "hint": "", "exit_code": protocol.EXIT_CRASH}
     try:
-        options = (parser(program) if program else parser()).parse_args(argv)
+        options = (parser(program) if program else parser()).parse_args(_joined(argv))
         if options.capture_only:
             return capture_only(options.capture_only, options.input)
         if program and not options.input:
@@ -106,8 +107,9 @@ def main(argv: list[str], program: str | None = None) -> int:
     except _Usage as error:
         report.update(code="usage", message=f"{str(error).capitalize()}.", hint="--help lists the options.")
         report["exit_code"] = protocol.EXIT_USAGE
-    except (Cancelled, KeyboardInterrupt):
+    except (Cancelled, KeyboardInterrupt) as error:
         report.update(status="cancelled", message="The job was cancelled.", exit_code=protocol.EXIT_CANCELLED)
+        report.update(getattr(error, "report", {}))
     except Exception as error:
         found = _as_lim_error(error)
         report.update(code=found.code, message=found.message, hint=found.hint)
@@ -145,8 +147,8 @@ def _generate(options: argparse.Namespace) -> dict:
             render_previews(scene, bpy.data.objects[outcome.object_name], outcome.job_folder)
             job.seconds["previews"] = round(time.monotonic() - began, 3)
         return report
-    except Exception as error:
-        # What is known about a failed job belongs in its report too.
+    except (Exception, KeyboardInterrupt) as error:
+        # What is known about a failed or cancelled job belongs in its report too.
         error.report = {**report, "job": str(job.folder or "")}
         raise
     finally:
@@ -159,12 +161,16 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
     from . import import_file
 
     imported: list = []
+    clip = ""
     unchanged = bpy.data.filepath if _only_we_run() and not bpy.data.is_dirty else ""
     if options.input:
-        imported = import_file.open_or_import(options.input, options.clip)
+        imported, clip = import_file.open_or_import(options.input, options.clip)
         unchanged = str(Path(options.input).resolve())
     scene = _scene(options.scene)
     source, objects = _objects(options, scene)
+    if options.clip and not clip:
+        where = Path(bpy.data.filepath).name or "the scene"
+        clip = import_file.choose_clip(objects, options.clip, where)
     start, end = float(scene.frame_start), float(scene.frame_end)
     if options.frame_range:
         start, end = _frame_range(options.frame_range)
@@ -202,6 +208,7 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
         weights=os.path.abspath(options.weights) if options.weights else preferences.weights_folder(),
         cache=preferences.cache_folder(),
         job=os.path.abspath(options.job) if options.job else "",
+        clip=clip,
         unchanged_file=unchanged,
     )
     return settings, scene
@@ -433,6 +440,17 @@ def _as_lim_error(error: Exception) -> LimError:
         return LimError("out_of_memory", "Blender ran out of memory.", "Choose a lower quality or fewer keyframes.")
     traceback.print_exception(error)
     return LimError("internal", f"Something went wrong inside the add-on: {type(error).__name__}: {error}")
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--keyframes -5,1` as `--keyframes=-5,1`: argparse would take the frames for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--keyframes", "--frame-range") and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _json_of(argv: list[str]) -> str:

@@ -13,11 +13,12 @@ from . import compat, keyframes
 STILL = 1e-4  # a curve that changes by less moves nothing that one could see
 
 
-def open_or_import(path: str, clip: str = "") -> list[bpy.types.Object]:
-    """Open a .blend, or import another file into an empty scene; the objects that came with it.
+def open_or_import(path: str, clip: str = "") -> tuple[list[bpy.types.Object], str]:
+    """Open a .blend, or import another file into an empty scene; the objects that came with it, and the clip that plays.
 
     Args:
-        clip: name of the action or animation to play; empty takes the first in which something moves.
+        clip: name of the action or animation to play; empty takes the first in which something moves. A .blend plays
+            what it was saved with: see `choose_clip`.
     Raises:
         LimError: missing_file (there is no such file or clip, or it cannot be read), bad_request (a foreign format).
     """
@@ -33,20 +34,20 @@ def open_or_import(path: str, clip: str = "") -> list[bpy.types.Object]:
         )
     if file.suffix.lower() == ".blend":
         _call(file, importer)
-        return list(bpy.context.scene.objects)
+        return list(bpy.context.scene.objects), ""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     with compat.quiet_output():
         _call(file, importer)
     objects = list(bpy.context.scene.objects)
     if not objects:
         raise LimError("missing_file", f"“{file.name}” holds no objects.", "Check the file in Blender.")
-    choose_clip(objects, clip, file.name)
+    clip = choose_clip(objects, clip, file.name)
     frames = keyframes.of_actions(objects)
     if len(frames) >= 2:
         scene = bpy.context.scene
         scene.frame_start, scene.frame_end = int(frames[0]), int(-(-frames[-1] // 1))
         scene.frame_set(scene.frame_start)
-    return objects
+    return objects, clip
 
 
 def choose_clip(objects: list[bpy.types.Object], clip: str, where: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 from ..lim_core import protocol
@@ -106,7 +107,7 @@ def capture_key(spec: dict, fingerprint: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def valid_capture(folder: Path, key: str, keyframes: int, views: int) -> dict | None:
+def valid_capture(folder: Path, key: str, keyframes: int, views: int, with_template: bool = False) -> dict | None:
     """The record of the capture in the folder if it was made with this key and is complete, else None."""
     try:
         record = json.loads((folder / CAPTURE_RECORD).read_text(encoding="utf-8"))
@@ -114,11 +115,24 @@ def valid_capture(folder: Path, key: str, keyframes: int, views: int) -> dict | 
         return None
     if not isinstance(record, dict) or record.get("key") != key or not key:
         return None
-    needed = [protocol.CAMERAS_FILE]
+    needed = [protocol.CAMERAS_FILE, *([protocol.TEMPLATE_FILE] if with_template else [])]
+    needed += [protocol.depth_file(k) for k in range(keyframes)]
     needed += [protocol.image_file(k, v) for k in range(keyframes) for v in range(views)]
-    if not all((folder / name).is_file() and (folder / name).stat().st_size for name in needed):
-        return None
-    return record
+    return record if all(_whole(folder / name) for name in needed) else None
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file of a capture is there and has a beginning and an end; its pixels are the backend's to check."""
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:  # its table of contents lies at the end
+                return bool(archive.namelist())
+        with open(path, "rb") as file:
+            begins = file.read(8) == b"\x89PNG\r\n\x1a\n"
+            file.seek(-12, os.SEEK_END)
+            return begins and file.read(8).endswith(b"IEND")
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def clear_capture(folder: Path) -> None:
@@ -138,6 +152,14 @@ def stamp(path: str | os.PathLike) -> list:
         return [str(path), state.st_size, state.st_mtime_ns]
     except OSError:
         return [str(path), None, None]
+
+
+def sequence(path: str | os.PathLike) -> list[str]:
+    """The files that are numbered like this one, or that are tiles of it (<UDIM>)."""
+    path = Path(path)
+    numbers = re.compile(r"\d+|<UDIM>|<UVTILE>")
+    alike = numbers.sub("#", path.name)
+    return [str(found) for found in _children(path.parent) if numbers.sub("#", found.name) == alike]
 
 
 def is_job(folder: Path) -> bool:

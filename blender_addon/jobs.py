@@ -37,7 +37,8 @@ STAGES = {
 """Stages of a whole job, in order, with their words for people."""
 
 CAPTURED_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META", "CURVES", "POINTCLOUD")
-SIMULATED = ("FLUID", "CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "PARTICLE_SYSTEM", "OCEAN", "NODES")
+SIMULATED = ("FLUID", "CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "PARTICLE_SYSTEM", "OCEAN", "NODES", "MESH_CACHE")
+"""Modifiers whose cache, or a node tree that reads one, may change without a trace in the file."""
 
 active: Job | None = None
 """The job that runs in this Blender, if any; `Job` sets and clears it."""
@@ -70,6 +71,8 @@ class Settings:
     """Folder in which the job folder is made."""
     job: str = ""
     """The job folder itself, instead of one in the cache."""
+    clip: str = ""
+    """Which clip of the file plays; the scene holds it, and the file alone does not say it."""
     unchanged_file: str = ""
     """A file that alone decides what is captured: while it and the files it uses stay as they are, an earlier capture
     is used again. Empty: always capture."""
@@ -185,7 +188,8 @@ class Job:
         fingerprint = fingerprint_of(self._scene(), settings)
         if fingerprint is not None:
             key = job_folders.capture_key(spec, fingerprint)
-        captured = job_folders.valid_capture(self.folder, key, len(wanted.keyframes), wanted.views)
+        with_template = wanted.template == "mesh"
+        captured = job_folders.valid_capture(self.folder, key, len(wanted.keyframes), wanted.views, with_template)
         reused = captured is not None
         if not reused:
             yield from self._capture(spec, key)
@@ -223,9 +227,9 @@ class Job:
             except OSError as error:
                 raise from_os_error(error, "making the job folder") from error
         else:
-            name = job_folders.name_for(
-                settings.unchanged_file or bpy.data.filepath, self.scene_name, wanted.source, settings.objects
-            )
+            blend = settings.unchanged_file or bpy.data.filepath
+            identity = (self.scene_name, wanted.source, settings.objects, settings.clip)
+            name = job_folders.name_for(blend, *identity)
             self.folder, self._lock = job_folders.open_folder(Path(settings.cache), name)
         try:
             (self.folder / protocol.LOG_FILE).write_bytes(b"")
@@ -270,7 +274,12 @@ class Job:
         self._begin_stage("backend", start)
         yield
         self._child = worker.start_backend(self.settings.backend, ids.ROOT, self.folder, modest=self.background)
-        final = yield from self._follow(start, 1.0 - WRITE_SHARE - start)
+        try:
+            final = yield from self._follow(start, 1.0 - WRITE_SHARE - start)
+        except LimError as error:
+            if error.code in ("bad_capture", "bad_template", "missing_file"):  # the next run captures again
+                (self.folder / job_folders.CAPTURE_RECORD).unlink(missing_ok=True)
+            raise
         return read_result(self.folder, final["path"])
 
     def _follow(self, start: float, share: float) -> Iterator[None]:
@@ -535,17 +544,24 @@ def capture_into(
 
 def fingerprint_of(scene: bpy.types.Scene, settings: Settings) -> list | None:
     """What decides the capture beside the settings; None where that cannot be known without looking at everything."""
+    from . import capture_scene
+
     if not settings.unchanged_file:
         return None
-    for name in settings.objects:
-        for block in keyframes.moving_blocks([scene.objects[name]]):
-            if any(modifier.type in SIMULATED for modifier in getattr(block, "modifiers", ())):
-                return None  # a simulation's cache, or a node tree that reads one, may have changed by itself
-    used = [library.filepath for library in bpy.data.libraries] + [cache.filepath for cache in bpy.data.cache_files]
-    used += [image.filepath for image in bpy.data.images if image.source != "GENERATED" and not image.packed_file]
-    files = sorted({bpy.path.abspath(path) for path in used if path})
-    stamps = [job_folders.stamp(path) for path in (settings.unchanged_file, *files)]
-    return [__version__, bpy.app.version_string, scene.name, *stamps]
+    named = [scene.objects[name] for name in (*settings.objects, settings.template_object) if name in scene.objects]
+    parts = [part for object in named for part in (object, *object.children_recursive)]
+    family = [member for part in parts for member in capture_scene.family(part, scene)]
+    for block in keyframes.moving_blocks(family):
+        simulated = any(modifier.type in SIMULATED for modifier in getattr(block, "modifiers", ()))
+        if simulated or getattr(block, "rigid_body", None):
+            return None
+    files = set(bpy.utils.blend_paths(absolute=True))
+    sequences = [image for image in bpy.data.images if image.source in ("SEQUENCE", "TILED")]
+    sequences += [part for part in (*bpy.data.volumes, *bpy.data.cache_files) if part.is_sequence]
+    for sequence in sequences:
+        files.update(job_folders.sequence(bpy.path.abspath(sequence.filepath, library=sequence.library)))
+    stamps = [job_folders.stamp(path) for path in (settings.unchanged_file, *sorted(files))]
+    return [__version__, bpy.app.version_string, scene.name, settings.clip, *stamps]
 
 
 def save_copy(path: Path) -> None:

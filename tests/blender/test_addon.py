@@ -455,9 +455,78 @@ def test_a_capture_is_used_again_only_while_its_file_is_the_same(scene, settings
     assert "capture" in stages(asked)
     assert "capture" not in stages(asked)
     folder = next((tmp_path / "jöbs").iterdir())
-    (folder / protocol.image_file(1, 2)).unlink()
-    assert "capture" in stages(asked), "a view is missing"
+    for name in (protocol.image_file(1, 2), protocol.depth_file(0), protocol.CAMERAS_FILE):
+        (folder / name).unlink()
+        assert "capture" in stages(asked), f"{name} is missing"
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+        assert "capture" in stages(asked), f"{name} is cut off"
+        assert "capture" not in stages(asked)
+    own = settings(unchanged_file=str(path), template="mesh", template_object="Würfel")
+    assert "capture" in stages(own) and "capture" not in stages(own)
+    (folder / protocol.TEMPLATE_FILE).write_bytes(b"")
+    assert "capture" in stages(own), "the template is empty"
     assert "capture" in stages(settings()), "nobody vouches for the scene"
+
+
+@pytest.mark.parametrize("mode", ["bad_capture", "missing_file", "bad_template"])
+def test_a_capture_that_the_backend_refuses_is_not_used_again(scene, settings, tmp_path, mode):
+    path = tmp_path / "scene.blend"
+    bpy.ops.wm.save_as_mainfile(filepath=str(path))
+    job = jobs.Job(scene, settings(mode, unchanged_file=str(path)))
+    with pytest.raises(LimError) as raised:
+        job.run()
+    assert raised.value.code == mode
+    seen = []
+    jobs.run_job(scene, settings(unchanged_file=str(path)), lambda event: seen.append(event.get("stage")))
+    assert "capture" in seen
+
+
+def _simulated_rig(scene, cube):
+    bpy.ops.object.armature_add()
+    cube.modifiers.new("Armature", "ARMATURE").object = bpy.context.object
+    cube.modifiers.new("Cloth", "CLOTH")
+    return bpy.context.object
+
+
+def _mesh_cache(scene, cube):
+    cube.modifiers.new("Cache", "MESH_CACHE").filepath = "/somewhere/cache.pc2"
+    return cube
+
+
+def _rigid_body(scene, cube):
+    bpy.ops.rigidbody.world_add()
+    bpy.ops.rigidbody.object_add()
+    return cube
+
+
+@pytest.mark.parametrize("make", [_simulated_rig, _mesh_cache, _rigid_body], ids=lambda make: make.__name__)
+def test_nobody_vouches_for_what_is_simulated(scene, settings, cube, tmp_path, make):
+    bpy.context.view_layer.objects.active = cube
+    asked = settings(unchanged_file=str(tmp_path / "x.blend"))
+    assert jobs.fingerprint_of(scene, asked) is not None
+    asked = settings(unchanged_file=str(tmp_path / "x.blend"), objects=(make(scene, cube).name,))
+    assert jobs.fingerprint_of(scene, asked) is None
+
+
+def test_the_files_of_the_scene_and_the_clip_decide_the_capture(scene, settings, tmp_path):
+    asked = settings(unchanged_file=str(tmp_path / "x.blend"), clip="hop")
+    frames = [tmp_path / f"sea.{number:04d}.png" for number in (1, 2)]
+    for frame in frames:
+        image = bpy.data.images.new(frame.name, 4, 4)
+        image.filepath_raw, image.file_format = str(frame), "PNG"
+        image.save()
+        bpy.data.images.remove(image)
+    image = bpy.data.images.load(str(frames[0]))
+    image.source, image.use_fake_user = "SEQUENCE", True
+    bpy.data.volumes.new("smoke").filepath = str(tmp_path / "smoke.vdb")
+    seen = [jobs.fingerprint_of(scene, asked)]
+    for changed in (frames[1], tmp_path / "smoke.vdb"):
+        changed.write_bytes(b"other")
+        seen.append(jobs.fingerprint_of(scene, asked))
+    seen.append(jobs.fingerprint_of(scene, settings(unchanged_file=str(tmp_path / "x.blend"), clip="jump")))
+    keys = {job_folders.capture_key({}, fingerprint) for fingerprint in seen}
+    assert len(keys) == len(seen)
 
 
 def test_two_jobs_never_share_a_folder(scene, settings, tmp_path):
@@ -617,13 +686,15 @@ def _add_tracks(cube, others: dict) -> None:
 
 def test_a_clip_is_imported_by_its_name(clips):
     for name, last in (("hop", 5), ("jump", 17)):
-        objects = import_file.open_or_import(str(clips), name)
+        objects, played = import_file.open_or_import(str(clips), name)
+        assert played == name
         assert max(keyframes.of_actions(objects)) == pytest.approx(last, abs=1.01)
         assert bpy.context.scene.frame_end == pytest.approx(last, abs=1.01)
     with pytest.raises(LimError) as raised:
         import_file.open_or_import(str(clips), "swim")
     assert "swim" in raised.value.message and "jump" in raised.value.hint
-    assert len(keyframes.of_actions(import_file.open_or_import(str(clips)))) >= 2
+    objects, played = import_file.open_or_import(str(clips))
+    assert played in ("hop", "jump") and len(keyframes.of_actions(objects)) >= 2
 
 
 def test_the_first_clip_that_moves_is_chosen(cube):
@@ -695,6 +766,51 @@ def test_a_signal_cancels_the_headless_job(blend, fake, tmp_path):
     assert process.wait(30) == protocol.EXIT_CANCELLED
     assert json.loads(report.read_text(encoding="utf-8"))["status"] == "cancelled"
     assert not (tmp_path / "x.blend").exists() and (tmp_path / "job" / protocol.CAMERAS_FILE).is_file()
+
+
+def test_another_clip_is_another_capture(cube, fake, tmp_path):
+    _add_tracks(cube, {"hop": ((1, 0.0), (5, 3.0))})
+    path = tmp_path / "clips.blend"
+    bpy.ops.wm.save_as_mainfile(filepath=str(path))
+    base = ["--input", path, "--keyframes", "1,5", "--quality", "draft", "--backend", fake("good"),
+            "--out", tmp_path / "x.blend"]  # fmt: skip
+    records = []
+    for clip in ("hop", "jump", "hop"):
+        code, data = run(tmp_path, *base, "--clip", clip, "--job", tmp_path / "job")
+        assert code == 0, data
+        records.append(json.loads((tmp_path / "job" / job_folders.CAPTURE_RECORD).read_text(encoding="utf-8")))
+    assert records[0]["world_to_model"] == records[2]["world_to_model"] != records[1]["world_to_model"]
+    code, data = run(tmp_path, *base, "--clip", "swim")
+    assert code == 3 and "swim" in data["message"]
+    bpy.ops.wm.open_mainfile(filepath=str(path))
+    found, _ = command_line.settings_for(command_line.parser().parse_args(["--clip", "hop", "--out", "x.blend"]))
+    assert found.clip == "hop" and found.keyframes == (1, 5), "also in the file that is open"
+
+
+def test_the_report_of_a_cancelled_job_has_what_is_known(blend, fake, tmp_path, monkeypatch):
+    bpy.ops.wm.open_mainfile(filepath=str(blend))
+    monkeypatch.setattr(command_line._Printer, "__call__", lambda _, event: event.get("stage") == "backend" and (
+        jobs.active.cancel()))  # fmt: skip
+    base = [
+        "--out",
+        tmp_path / "x.blend",
+        "--quality",
+        "draft",
+        "--backend",
+        fake("good:20"),
+        "--job",
+        tmp_path / "job",
+    ]
+    code, data = run(tmp_path, *base)
+    assert code == 6 and data["status"] == "cancelled" and data["job"] == str(tmp_path / "job")
+    assert data["seconds"]["capture"] > 0 and data["warnings"] == [] and data["keyframes"] == [1, 9, 17]
+
+
+def test_frames_before_zero_are_no_options(blend, fake, tmp_path):
+    bpy.ops.wm.open_mainfile(filepath=str(blend))
+    base = ["--out", tmp_path / "x.blend", "--quality", "draft", "--backend", fake("good"), "--job", tmp_path / "job"]
+    code, data = run(tmp_path, *base, "--keyframes", "-5,1", "--frame-range", "-9:20")
+    assert code == 0 and data["keyframes"] == [-5, 1], data
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,21 @@ def error_event(job: Path) -> None:
     sys.exit(3)
 
 
+def bad_capture(job: Path) -> None:
+    hello()
+    say("error", code="bad_capture", message="The picture k000_v00.png is damaged.", hint="Capture again.")
+
+
+def missing_file(job: Path) -> None:
+    hello()
+    say("error", code="missing_file", message="The capture is incomplete.", hint="Capture again.")
+
+
+def bad_template(job: Path) -> None:
+    hello()
+    say("error", code="bad_template", message="The file template.npz is damaged.", hint="Capture again.")
+
+
 def unknown_code(job: Path) -> None:
     hello()
     say("error", code="who_knows", message="Something of a newer kind.", hint="")
