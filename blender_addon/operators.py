@@ -20,8 +20,8 @@ from . import backend, ids, job_folders, jobs, keyframes, preferences
 
 TICK = 0.1
 """Seconds between two steps of a job in a window."""
-LINE = 34
-"""Letters that fit into one line of the sidebar at its usual width."""
+LINE = 30
+"""Letters that fit into one line of a box in the sidebar, beside an icon, at its usual width."""
 EXPORTS = (
     (".glb", "glTF Binary (.glb)", "For the web and game engines: morph targets and their animation"),
     (".abc", "Alembic (.abc)", "A point cache that most programs read"),
@@ -30,7 +30,7 @@ EXPORTS = (
     (".obj", "Wavefront (.obj)", "One file per frame"),
 )
 
-REDRAW_PAUSE = 0.25
+REDRAW_PAUSE = 0.5
 """Seconds between two redraws for progress alone; a stage or a message is drawn at once."""
 
 _drawn = 0.0  # when progress was drawn last
@@ -60,6 +60,12 @@ def wrap(text: str) -> str:
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, LINE) or [""])
 
 
+def point(text: str) -> str:
+    """Break a text into lines for a box that holds several texts: all but the first begin with a space."""
+    first, *rest = wrap(text.strip()).splitlines() or [""]
+    return "".join(f"{line}\n" for line in (first, *(f" {line}" for line in rest)))
+
+
 def time_left(fraction: float, seconds: float | None) -> str:
     """ "42 %, 1 min 05 s left"."""
     percent = f"{fraction * 100:.0f} %"
@@ -84,8 +90,7 @@ def show(event: dict) -> None:
         if time.monotonic() - _drawn < REDRAW_PAUSE:
             return
     elif name == "warning":
-        first, *rest = wrap(f"{event['message']} {event['hint']}".strip()).splitlines() or [""]
-        state.warning_text += "".join(f"{line}\n" for line in (first, *(f"  {line}" for line in rest)))
+        state.warning_text += point(f"{event['message']} {event['hint']}")
     else:
         return
     _drawn = time.monotonic()
@@ -94,7 +99,7 @@ def show(event: dict) -> None:
 
 def _begin(state) -> None:
     for name in ("cancelling", "stage", "fraction", "progress_text", "error_code", "error_text", "error_fix",
-                 "warning_text", "summary"):  # fmt: skip
+                 "warning_text", "note", "summary"):  # fmt: skip
         state.property_unset(name)
     state.running = True
 
@@ -112,6 +117,13 @@ def fail(operator: bpy.types.Operator, error: LimError) -> set[str]:
     state.error_fix = protocol.ERROR_CODES[error.code][1]
     operator.report({"ERROR"}, str(error))
     redraw()
+    return {"CANCELLED"}
+
+
+def stopped(operator: bpy.types.Operator) -> set[str]:
+    """Say in the panel that the job was cancelled; what an operator returns then."""
+    live().note = point("Cancelled. Your scene is as it was. The next run goes on from what is finished.")
+    operator.report({"INFO"}, "Cancelled; the finished parts are kept")
     return {"CANCELLED"}
 
 
@@ -238,8 +250,7 @@ key per frame into the collection “LIM”. The source stays as it is"""
         except LimError as error:
             return fail(self, error)
         except Cancelled:
-            self.report({"INFO"}, "Cancelled; the finished parts are kept")
-            return {"CANCELLED"}
+            return stopped(self)
         except OSError as error:
             return fail(self, from_os_error(error))
         finally:
@@ -278,8 +289,7 @@ key per frame into the collection “LIM”. The source stays as it is"""
         except LimError as error:
             answer = fail(self, error)
         except Cancelled:
-            self.report({"INFO"}, "Cancelled; the finished parts are kept")
-            answer = {"CANCELLED"}
+            answer = stopped(self)
         self._leave(context)
         return answer
 

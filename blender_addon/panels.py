@@ -110,10 +110,10 @@ class LIM_PT_main(_Tab, bpy.types.Panel):
                 text, icon = BUTTON_WORDS[job.error_fix]
                 row.operator(job.error_fix, text=text, icon=icon)
             row.operator(ids.DISMISS, text="Dismiss", icon="X")
-        if job.warning_text:
+        if job.note or job.warning_text:
             lines = layout.box().column(align=True)
-            for line in job.warning_text.splitlines():
-                lines.label(text=line, icon="INFO" if line[:1] != " " else "BLANK1")
+            for line in (job.note + job.warning_text).splitlines():
+                lines.label(text=line.strip(), icon="INFO" if line[:1] != " " else "BLANK1")
 
 
 class LIM_PT_result(_Tab, bpy.types.Panel):

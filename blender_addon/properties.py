@@ -177,6 +177,7 @@ class LIM_PG_job(bpy.types.PropertyGroup):
     error_text: StringProperty(description="Message and hint, one line of the panel per line")
     error_fix: StringProperty(description="The operator that mends it, or nothing")
     warning_text: StringProperty()
+    note: StringProperty(description="How the last run ended, if it was cancelled")
     result: StringProperty(description="The name of the last result's object")
     summary: StringProperty()
     backend_state: StringProperty()
