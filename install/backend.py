@@ -71,7 +71,7 @@ def ensure(
     """
     target = Environment(locations.backend_folder(), "the backend", PYTHONS)
     locks = ["backend", *extras]
-    if not repair and not target.lacking(locks) and _device_fits(target.folder, device) and not torch_index:
+    if not repair and not target.lacking(locks) and _as_asked(target.folder, device, torch_index):
         if not quiet:
             stamp = locations.stamp_of(target.folder)
             say(f"The backend is installed: “{target.folder}” (torch {stamp.get('torch')}, {stamp.get('device')}).")
@@ -80,14 +80,17 @@ def ensure(
         raise LimError("missing_file", f"There is no folder “{wheels}”.", "Give the folder that holds the wheels.")
     started = time.monotonic()
     with environment.exclusive():
-        if repair or torch_index or target.lacking(locks) or not _device_fits(target.folder, device):
+        if repair or target.lacking(locks) or not _as_asked(target.folder, device, torch_index):
             _install(target, device, wheels, torch_index, locks)
     say(f"The backend is ready after {time.monotonic() - started:.0f} s: “{target.folder}”.")
     return target.python
 
 
-def _device_fits(folder: Path, device: str) -> bool:
-    return device == "auto" or locations.stamp_of(folder).get("device") == device
+def _as_asked(folder: Path, device: str, torch_index: str) -> bool:
+    """Whether what is installed was asked for with the same device and the same index, or needs neither."""
+    stamp = locations.stamp_of(folder)
+    fits = device == "auto" or device in (stamp.get("device"), stamp.get("asked_device"))
+    return fits and (not torch_index or stamp.get("torch_index") == torch_index)
 
 
 def _install(target: Environment, device: str, wheels: str, torch_index: str, locks: list[str]) -> None:
@@ -151,7 +154,9 @@ def _install(target: Environment, device: str, wheels: str, torch_index: str, lo
         if device in ("cuda", "rocm") and "+cpu" in facts["torch"] or sys.platform == "win32":
             text += " It is a CPU build: give --torch-index with the address that pytorch.org shows for your device."
         say("  " + text)
-    target.finish(locks, device=device if device == found or device == "cpu" else "cpu", torch=facts["torch"])
+    works = device if device in (found, "cpu") else "cpu"
+    index = torch_index or before.get("torch_index", "")
+    target.finish(locks, device=works, asked_device=device, torch=facts["torch"], torch_index=index)
 
 
 def _install_cpu_torch(target: Environment, source: list[str]) -> None:
@@ -202,6 +207,9 @@ def run_core(arguments: list[str]) -> int:
     """`python -m lim_core ARGUMENTS` in the backend, in the current folder; installs the backend first if need be."""
     python = ensure(quiet=True)
     variables = environment.clean_variables(PYTHONPATH=str(locations.ROOT), PYTHONSAFEPATH="1")
+    installed = [path for path in sorted(locations.home().glob("blender-*.*")) if locations.stamp_of(path)]
+    if installed:  # for `bake`, which starts Blender
+        variables.setdefault("LIM_BLENDER_PYTHON", str(locations.python_of(installed[-1])))
     command = [str(python), "-m", "lim_core", *arguments]
     if os.name == "nt":
         return subprocess.call(command, env=variables)
