@@ -30,7 +30,7 @@ EXPORTS = (
     (".obj", "Wavefront (.obj)", "One file per frame"),
 )
 
-REDRAW_PAUSE = 0.5
+REDRAW_PAUSE = 1.0
 """Seconds between two redraws for progress alone; a stage or a message is drawn at once."""
 
 _drawn = 0.0  # when progress was drawn last
