@@ -25,8 +25,7 @@ import bpy
 from ..lim_core import __version__, protocol, request
 from ..lim_core.errors import Cancelled, LimError, from_os_error
 from . import job_folders, jobs, keyframes, preferences
-
-EXPORTS = (".glb", ".abc", ".usd", ".usdc", ".pc2", ".obj")
+from .shape_keys import EXPORTS, export
 
 
 class _Usage(Exception):
@@ -364,13 +363,10 @@ def check_writable(path: Path) -> None:
 
 
 def _save(object_name: str, outputs: dict) -> dict:
-    from . import shape_keys
-
     written = bpy.data.objects[object_name]
     report: dict = {"blend": "", "glb": "", "exports": []}
     for path in [path for path in (outputs["glb"], *outputs["exports"]) if path]:
-        shape_keys.export(written, path)
-        report["exports"].append(str(path))
+        report["exports"] += [str(file) for file in export(written, path)]
     report["glb"] = str(outputs["glb"] or "")
     if outputs["blend"]:
         try:

@@ -7,6 +7,7 @@ linked last: an error leaves nothing behind. Positions are written where the sou
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from mathutils import Matrix
 
 from ..lim_core import protocol, request
 from ..lim_core.errors import LimError, from_os_error
-from . import capture_scene, compat
+from . import capture_scene, compat, png
 
 FRAMES = "lim_frames"
 """Custom property of a result: its frames, in the order of its shape keys after the basis."""
@@ -253,8 +254,10 @@ def _collection(scene: bpy.types.Scene, name: str, made: list[bpy.types.ID]) -> 
 
 
 def export(object: bpy.types.Object, path: str | os.PathLike) -> list[Path]:
-    """Write a result for other programs; the suffix decides: .glb (morph targets), .abc, .usd/.usda/.usdc/.usdz, .pc2
-    (with an .obj of the first frame), .obj (one file a frame). Returns the files written.
+    """Write a result for other programs; the suffix decides, see `EXPORTS`. Returns the files written.
+
+    .pc2 and .obj come with files beside them, whose names begin with the stem and “_lim”: the artist's own hero.obj lies
+    safely beside hero.pc2. Both are Y-up, as importers of .obj expect.
 
     Raises:
         LimError: nothing_selected (not a result), bad_request (unknown suffix), read_only, disk_full, internal.
@@ -264,28 +267,23 @@ def export(object: bpy.types.Object, path: str | os.PathLike) -> list[Path]:
         raise LimError(
             "nothing_selected", "The object is not a result of LIM.", "Select an object in the collection LIM."
         )
-    writers = {".pc2": _export_pc2, ".obj": _export_obj_sequence}
-    scene_writers = {".glb": _glb, ".abc": _alembic, ".usd": _usd, ".usda": _usd, ".usdc": _usd, ".usdz": _usd}
-    kind = path.suffix.lower()
+    if path.suffix.lower() not in EXPORTS:
+        raise LimError(
+            "bad_request", f"“{path.name}” has no suffix that can be exported.", f"Use one of {', '.join(EXPORTS)}."
+        )
+    *_, write = EXPORTS[path.suffix.lower()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind in writers:
-            return writers[kind](object, path)
-        if kind in scene_writers:
-            return _export_scene(object, path, scene_writers[kind])
+        return write(object, path)
     except OSError as error:
         raise from_os_error(error, "exporting") from error
-    raise LimError(
-        "bad_request",
-        f"“{path.name}” has no suffix that can be exported.",
-        f"Use one of {', '.join((*scene_writers, *writers))}.",
-    )
 
 
-def _export_scene(object: bpy.types.Object, path: Path, write) -> list[Path]:
+def _export_scene(write, object: bpy.types.Object, path: Path) -> list[Path]:
     """Run one of Blender's exporters on a temporary scene that holds only the result, at the timing of its own scene."""
     home = next((s for s in bpy.data.scenes if object.name in s.objects), bpy.context.scene)
     frames = object[FRAMES]
+    temporary = path.with_name(f"lim_part_{path.name}")
     scene = bpy.data.scenes.new("LIM export")
     try:
         scene.render.fps, scene.render.fps_base = home.render.fps, home.render.fps_base
@@ -298,7 +296,6 @@ def _export_scene(object: bpy.types.Object, path: Path, write) -> list[Path]:
         layer.objects.active = object
         window = bpy.context.window
         context = {"scene": scene, "view_layer": layer, "active_object": object, "selected_objects": [object]}
-        temporary = path.with_name(f"lim_part_{path.name}")
         with bpy.context.temp_override(**context), compat.quiet_output():
             if window is not None:
                 window.scene, before = scene, window.scene
@@ -314,6 +311,7 @@ def _export_scene(object: bpy.types.Object, path: Path, write) -> list[Path]:
         raise LimError("internal", f"Blender's exporter failed: {str(error).strip()}", "") from error
     finally:
         bpy.data.scenes.remove(scene)
+        temporary.unlink(missing_ok=True)
     return [path]
 
 
@@ -364,31 +362,48 @@ def _positions(object: bpy.types.Object) -> np.ndarray:
     return positions
 
 
+def _whole_frames(object: bpy.types.Object) -> tuple[int, np.ndarray]:
+    """The first frame and [T, V, 3] float32, one entry per whole frame of the scene as the action plays it, Y-up."""
+    positions, frames = _positions(object), np.array(object[FRAMES])
+    wanted = np.arange(np.floor(frames[0]), np.ceil(frames[-1]) + 1)
+    after = np.clip(np.searchsorted(frames, wanted), 1, len(frames) - 1)
+    share = np.clip((wanted - frames[after - 1]) / (frames[after] - frames[after - 1]), 0, 1).astype(np.float32)
+    mixed = positions[after - 1] + share[:, None, None] * (positions[after] - positions[after - 1])
+    return int(wanted[0]), mixed
+
+
+def _y_up(points: np.ndarray) -> np.ndarray:
+    return points[..., [0, 2, 1]] * np.array([1, 1, -1], points.dtype)
+
+
 def _export_pc2(object: bpy.types.Object, path: Path) -> list[Path]:
-    """Point cache 2 for a Mesh Cache modifier, and the mesh that it moves."""
+    """Point cache 2 for a Mesh Cache modifier, in the object's space, and the mesh that it moves."""
     import struct
 
-    positions, frames = _positions(object), object[FRAMES]
-    step = (frames[-1] - frames[0]) / (len(frames) - 1)
-    head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], frames[0], step, len(frames))
+    first, positions = _whole_frames(object)
+    positions = _y_up(positions)
+    head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], first, 1.0, len(positions))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(head + positions.astype("<f4").tobytes())
     os.replace(temporary, path)
-    return [path, *_write_obj(object, path.with_suffix(".obj"), positions[0], path.stem)]
+    beside = path.with_name(f"{path.stem}_lim.obj")
+    _write_obj(object.data, beside, positions[0], beside.stem)
+    return [path, beside, *_write_material(object.data, beside)]
 
 
 def _export_obj_sequence(object: bpy.types.Object, path: Path) -> list[Path]:
-    """name_0001.obj, … in world space, numbered in order, sharing name.mtl and name.png."""
+    """name_lim_0001.obj, … in world space, numbered in order, one per whole frame, sharing name_lim.mtl and its image."""
     matrix = np.array(object.matrix_world, np.float64)
+    shared = path.with_name(f"{path.stem}_lim.obj")
     written: list[Path] = []
-    for number, points in enumerate(_positions(object)):
+    for number, points in enumerate(_whole_frames(object)[1]):
         world = points @ matrix[:3, :3].T + matrix[:3, 3]
-        written += _write_obj(object, path.with_name(f"{path.stem}_{number + 1:04d}.obj"), world, path.stem)
-    return list(dict.fromkeys(written))
+        written.append(path.with_name(f"{shared.stem}_{number + 1:04d}.obj"))
+        _write_obj(object.data, written[-1], _y_up(world), shared.stem)
+    return [*written, *_write_material(object.data, shared)]
 
 
-def _write_obj(object: bpy.types.Object, path: Path, points: np.ndarray, stem: str) -> list[Path]:
-    mesh = object.data
+def _write_obj(mesh: bpy.types.Mesh, path: Path, points: np.ndarray, stem: str) -> None:
     corners = np.empty(len(mesh.loops), np.int32)
     mesh.loops.foreach_get("vertex_index", corners)
     lines = [f"mtllib {stem}.mtl", f"o {stem}"]
@@ -404,20 +419,50 @@ def _write_obj(object: bpy.types.Object, path: Path, points: np.ndarray, stem: s
             "f " + " ".join(f"{corners[i] + 1}/{i + 1}" if layer else f"{corners[i] + 1}" for i in polygon.loop_indices)
         )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    written = [path]
-    materials = path.with_name(f"{stem}.mtl")
+
+
+def _write_material(mesh: bpy.types.Mesh, beside: Path) -> list[Path]:
+    """The image, if there is one, and the .mtl that names it, with the stem of `beside`."""
+    written: list[Path] = []
     text = "newmtl lim\nKd 1 1 1\nKs 0 0 0\n"
     image = _base_image(mesh)
     if image is not None:
-        picture = path.with_name(f"{stem}.png")
-        if image.packed_file:
-            picture.write_bytes(image.packed_file.data)
-        else:
-            shutil.copyfile(bpy.path.abspath(image.filepath), picture)
-        text += f"map_Kd {picture.name}\n"
-        written.append(picture)
-    materials.write_text(text, encoding="utf-8")
-    return [*written, materials]
+        written.append(_write_image(image, beside))
+        text += f"map_Kd {written[0].name}\n"
+    written.append(beside.with_suffix(".mtl"))
+    written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def _write_image(image: bpy.types.Image, beside: Path) -> Path:
+    """The image with the stem of `beside`: the file's own bytes under its own suffix, else what Blender shows, as PNG."""
+    source = Path(bpy.path.abspath(image.filepath, library=image.library)) if image.filepath else None
+    if image.packed_file and not image.is_dirty:
+        data = image.packed_file.data
+        kinds = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
+        known = next((suffix for magic, suffix in kinds.items() if data.startswith(magic)), None)
+        picture = beside.with_suffix(known or (source and source.suffix) or ".png")
+        picture.write_bytes(data)
+        return picture
+    if source and source.is_file() and not image.is_dirty:
+        picture = beside.with_suffix(source.suffix)
+        if not (picture.exists() and os.path.samefile(source, picture)):
+            shutil.copyfile(source, picture)
+        return picture
+    (width, height), channels = image.size, image.channels
+    if not width * height:
+        raise LimError(
+            "missing_file", f"The image “{image.name}” has no file.", "Find it with File > External Data, or remove it."
+        )
+    flat = np.empty(width * height * channels, np.float32)
+    image.pixels.foreach_get(flat)
+    pixels = flat.reshape(height, width, channels)[::-1]
+    colour = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, -1)
+    if image.is_float:
+        colour = png.encode_srgb(colour)
+    picture = beside.with_suffix(".png")
+    png.write(picture, np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8))
+    return picture
 
 
 def _base_image(mesh: bpy.types.Mesh) -> bpy.types.Image | None:
@@ -425,3 +470,20 @@ def _base_image(mesh: bpy.types.Mesh) -> bpy.types.Image | None:
         n for m in mesh.materials if m and m.node_tree for n in m.node_tree.nodes if n.bl_idname == "ShaderNodeTexImage"
     ]
     return next((node.image for node in nodes if node.image), None)
+
+
+EXPORTS = {
+    ".glb": (
+        "glTF Binary (.glb)",
+        "For the web and game engines: morph targets and their animation",
+        functools.partial(_export_scene, _glb),
+    ),
+    ".abc": ("Alembic (.abc)", "A point cache that most programs read", functools.partial(_export_scene, _alembic)),
+    ".usd": ("USD (.usd)", "A point cache for USD pipelines", functools.partial(_export_scene, _usd)),
+    ".usda": ("", "", functools.partial(_export_scene, _usd)),
+    ".usdc": ("", "", functools.partial(_export_scene, _usd)),
+    ".usdz": ("", "", functools.partial(_export_scene, _usd)),
+    ".pc2": ("Point Cache (.pc2)", "Positions alone, for a Mesh Cache modifier", _export_pc2),
+    ".obj": ("Wavefront (.obj)", "One file per frame", _export_obj_sequence),
+}
+"""Suffix → its words in the panel (none: the file name alone asks for it), and (object, path) → the files written."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from pathlib import Path
@@ -406,22 +407,104 @@ def test_caches_come_back(scene, tmp_path, result, suffix):
         assert np.abs(points - expected_positions(arrays, TO_MODEL, index)).max() < 1e-4
 
 
+def z_up(points: np.ndarray) -> np.ndarray:
+    return points[..., [0, 2, 1]] * np.array([1, -1, 1])
+
+
 def test_pc2_and_obj(scene, tmp_path, result):
     object, arrays = result
     files = shape_keys.export(object, tmp_path / "cache.pc2")
-    assert [f.name for f in files] == ["cache.pc2", "cache.obj", "cache.png", "cache.mtl"]
+    assert [f.name for f in files] == ["cache.pc2", "cache_lim.obj", "cache_lim.png", "cache_lim.mtl"]
     data = files[0].read_bytes()
     magic, version, vertices, start, step, frames = struct.unpack_from("<12siiffi", data)
     assert (magic, version, vertices, start, step, frames) == (b"POINTCACHE2\0", 1, 6, 1.0, 1.0, 5)
-    points = np.frombuffer(data, "<f4", offset=32).reshape(5, 6, 3) + np.array(object.location)
+    points = z_up(np.frombuffer(data, "<f4", offset=32).reshape(5, 6, 3)) + np.array(object.location)
     assert np.abs(points - [expected_positions(arrays, TO_MODEL, i) for i in range(5)]).max() < 1e-5
     files = shape_keys.export(object, tmp_path / "sequence" / "frame.obj")
     objs = [f for f in files if f.suffix == ".obj"]
-    assert [f.name for f in objs] == [f"frame_{i:04d}.obj" for i in range(1, 6)]
+    assert [f.name for f in objs] == [f"frame_lim_{i:04d}.obj" for i in range(1, 6)]
     lines = objs[3].read_text(encoding="utf-8").splitlines()
-    points = np.array([[float(x) for x in line.split()[1:]] for line in lines if line.startswith("v ")])
+    points = z_up(np.array([[float(x) for x in line.split()[1:]] for line in lines if line.startswith("v ")]))
     assert np.abs(points - expected_positions(arrays, TO_MODEL, 3)).max() < 1e-4
     assert sum(line.startswith("f ") for line in lines) == 8
+
+
+def test_obj_and_pc2_come_back_at_the_scenes_frames(scene, tmp_path):
+    asked, arrays = fake_job(tmp_path / "job", keyframes=(1.0, 3.0, 8.0))
+    object = shape_keys.write_result(scene, tmp_path / "job")
+    assert asked.frames() == [1.0, 2.0, 3.0, 5.5, 8.0]
+    frames = range(1, 9)
+    wanted = [world_positions(scene, object, frame) for frame in frames]
+    sequence = [f for f in shape_keys.export(object, tmp_path / "hero.obj") if f.suffix == ".obj"]
+    cache, still, *_ = shape_keys.export(object, tmp_path / "hero.pc2")
+    assert len(sequence) == len(frames)
+    place = np.array(object.location)
+    own = bpy.data.objects.new("own", object.data.copy())
+    own.shape_key_clear()
+    scene.collection.objects.link(own)
+    for file, points in zip(sequence, wanted):
+        bpy.ops.wm.obj_import(filepath=str(file))
+        assert np.abs(world_positions(scene, bpy.context.object, 1) - points).max() < 1e-4
+    bpy.ops.wm.obj_import(filepath=str(still))
+    for moved, axes in ((bpy.context.object, ("POS_Y", "POS_Z")), (own, ("POS_Z", "NEG_Y"))):
+        modifier = moved.modifiers.new("cache", "MESH_CACHE")
+        modifier.cache_format, modifier.filepath, modifier.frame_start = "PC2", str(cache), 1
+        modifier.forward_axis, modifier.up_axis = axes
+        for frame, points in zip(frames, wanted):
+            assert np.abs(world_positions(scene, moved, frame) + place - points).max() < 1e-4, (moved.name, frame)
+
+
+def test_obj_and_pc2_touch_no_other_file(scene, tmp_path, result):
+    for suffix in (".obj", ".mtl", ".png"):
+        (tmp_path / f"hero{suffix}").write_text("mine")
+    for kind in (".pc2", ".obj"):
+        shape_keys.export(result[0], tmp_path / f"hero{kind}")
+        shape_keys.export(result[0], tmp_path / f"hero{kind}")
+        assert {(tmp_path / f"hero{suffix}").read_text() for suffix in (".obj", ".mtl", ".png")} == {"mine"}
+
+
+@pytest.mark.parametrize("kind", ["file", "itself", "painted", "generated", "packed_jpeg", "gone"])
+def test_an_own_meshs_image_is_exported_whatever_it_is(scene, tmp_path, result, kind):
+    object = result[0]
+    node = next(n for n in object.data.materials[0].node_tree.nodes if n.bl_idname == "ShaderNodeTexImage")
+    made = bpy.data.images.new("paint", 4, 4)
+    made.pixels[:] = [0.2, 0.4, 0.6, 1.0] * 16
+    path = tmp_path / {"itself": "x_lim.png"}.get(kind, "paint.jpg" if kind == "packed_jpeg" else "paint.png")
+    if kind != "generated":
+        made.filepath_raw, made.file_format = str(path), "JPEG" if path.suffix == ".jpg" else "PNG"
+        made.save()
+        made = bpy.data.images.load(str(path))
+    if kind == "painted":
+        made.pixels[:] = [0.8, 0.4, 0.6, 1.0] * 16
+    if kind == "packed_jpeg":
+        made.pack()
+        made.filepath_raw = "//paint.png"
+    if kind == "gone":
+        made.filepath = str(tmp_path / "nowhere.png")
+        made.reload()
+    node.image = made
+    if kind == "gone":
+        with pytest.raises(LimError) as caught:
+            shape_keys.export(object, tmp_path / "x.obj")
+        assert caught.value.code == "missing_file" and "paint" in caught.value.message
+        return
+    picture, material = shape_keys.export(object, tmp_path / "x.obj")[-2:]
+    assert picture.name == ("x_lim.jpg" if kind == "packed_jpeg" else "x_lim.png")
+    assert f"map_Kd {picture.name}" in material.read_text(encoding="utf-8")
+    assert (picture.read_bytes()[:2] == b"\xff\xd8") == (kind == "packed_jpeg")
+    red = bpy.data.images.load(str(picture)).pixels[0]
+    assert red == pytest.approx(0.8 if kind == "painted" else 0.2, abs=0.02)
+
+
+def test_a_failed_exporter_leaves_no_part_behind(scene, tmp_path, result, monkeypatch):
+    def half(path):
+        path.write_bytes(b"half")
+        raise RuntimeError("Error: the disk went away")
+
+    monkeypatch.setitem(shape_keys.EXPORTS, ".glb", ("", "", functools.partial(shape_keys._export_scene, half)))
+    with pytest.raises(LimError, match="went away"):
+        shape_keys.export(result[0], tmp_path / "x.glb")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_export_refuses_what_it_cannot_do(scene, tmp_path, result):
