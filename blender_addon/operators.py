@@ -5,6 +5,7 @@ A LimError becomes a report, and stays in the panel until it is dismissed. What 
 operator's own instance does not survive the loading of another file.
 """
 
+import os
 import textwrap
 import threading
 import time
@@ -16,19 +17,13 @@ from bpy.props import BoolProperty, EnumProperty, StringProperty
 
 from ..lim_core import protocol
 from ..lim_core.errors import Cancelled, LimError, from_os_error
-from . import backend, ids, job_folders, jobs, keyframes, preferences
+from . import backend, ids, job_folders, jobs, keyframes, preferences, shape_keys
 
 TICK = 0.1
 """Seconds between two steps of a job in a window."""
 LINE = 30
 """Letters that fit into one line of a box in the sidebar, beside an icon, at its usual width."""
-EXPORTS = (
-    (".glb", "glTF Binary (.glb)", "For the web and game engines: morph targets and their animation"),
-    (".abc", "Alembic (.abc)", "A point cache that most programs read"),
-    (".usd", "USD (.usd)", "A point cache for USD pipelines"),
-    (".pc2", "Point Cache (.pc2)", "Positions alone, for a Mesh Cache modifier"),
-    (".obj", "Wavefront (.obj)", "One file per frame"),
-)
+EXPORTS = tuple((suffix, label, words) for suffix, (label, words, _) in shape_keys.EXPORTS.items() if label)
 
 REDRAW_PAUSE = 1.0
 """Seconds between two redraws for progress alone; a stage or a message is drawn at once."""
@@ -141,11 +136,9 @@ def finish(operator: bpy.types.Operator, outcome: jobs.Outcome) -> set[str]:
 
 def result_object(context) -> bpy.types.Object | None:
     """The last result, or the active object if it is one."""
-    from_file = context.active_object
-    if from_file is not None and "lim_frames" in from_file:
-        return from_file
     state = live(context)
-    return context.scene.objects.get(state.result) if state and state.result else None
+    last = context.scene.objects.get(state.result) if state and state.result else None
+    return next((object for object in (context.active_object, last) if object and shape_keys.FRAMES in object), None)
 
 
 def settings_from(context) -> jobs.Settings:
@@ -314,7 +307,7 @@ key per frame into the collection “LIM”. The source stays as it is"""
 
 
 class LIM_OT_cancel(bpy.types.Operator):
-    """Stop what is running. The finished parts are kept, and the next run goes on from there"""
+    """Stop what is running. The next run captures again; the networks go on after their last finished stage"""
 
     bl_idname = ids.CANCEL
     bl_label = "Cancel"
@@ -332,7 +325,7 @@ class LIM_OT_cancel(bpy.types.Operator):
         elif _installation:
             _installation.stop()
         else:
-            state.running = state.installing = False  # left over from a file that was saved meanwhile
+            state.running = state.installing = False  # nothing runs: left over from an operator that broke off
         redraw()
         return {"FINISHED"}
 
@@ -619,23 +612,27 @@ class LIM_OT_export(_OnResult, bpy.types.Operator):
         return {"RUNNING_MODAL"}
 
     def check(self, context):
-        wanted = str(Path(self.filepath).with_suffix(self.format)) if self.filepath else ""
+        stem, suffix = os.path.splitext(self.filepath)
+        named = bool(os.path.basename(self.filepath))
+        wanted = (
+            (stem if suffix.lower() in shape_keys.EXPORTS else self.filepath) + self.format if named else self.filepath
+        )
         changed, self.filepath = wanted != self.filepath, wanted
         return changed
 
     def execute(self, context):
-        from . import shape_keys
-
-        path = Path(bpy.path.abspath(self.filepath or ""))
-        if not path.suffix:
-            path = path.with_suffix(self.format)
+        path = Path(bpy.path.abspath(self.filepath))
+        if path.suffix.lower() not in shape_keys.EXPORTS:
+            path = path.with_name(f"{path.name}{self.format}") if path.name else path
         try:
-            shape_keys.export(result_object(context), path)
+            if not os.path.basename(self.filepath):
+                raise LimError("bad_request", "The file has no name.", "Type one.")
+            written = shape_keys.export(result_object(context), path)
         except LimError as error:
             return fail(self, error)
         except OSError as error:
             return fail(self, from_os_error(error, "exporting"))
-        self.report({"INFO"}, f"Wrote “{path}”")
+        self.report({"INFO"}, f"Wrote “{written[0]}”" + (f" and {len(written) - 1} more" if written[1:] else ""))
         return {"FINISHED"}
 
 
@@ -730,9 +727,12 @@ def _before_load(*_) -> None:
 
 @persistent
 def _after_load(*_) -> None:
+    """The window manager may outlive the file (a load without its UI does that): forget what was said about that one."""
     state = live()
     if state:
-        state.running = state.cancelling = False
+        for name in state.bl_rna.properties.keys():
+            if name not in ("rna_type", "name", "backend_state", "install_text"):
+                state.property_unset(name)
         state.installing = _installation is not None
         if not bpy.app.background:
             look_around()

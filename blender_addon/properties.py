@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the artist sets (`Scene.lim`, saved with the file) and what is going on (`WindowManager.lim_job`, not saved)."""
+"""What the artist sets (`Scene.lim`, saved with the file) and what is going on (`WindowManager.lim_job`, neither
+saved nor kept when another file is loaded)."""
 
 import bpy
 from bpy.props import (

@@ -221,13 +221,52 @@ def test_generate_and_what_can_be_done_with_its_result(addon, cube, scene, fake,
     path.parent.mkdir()
     assert bpy.ops.lim.export(filepath=str(path), format=".obj") == {"FINISHED"}
     assert list(path.parent.iterdir())
-    assert "exported" in _report_of(bpy.ops.lim.export, filepath=str(path.with_suffix(".xyz")))
+    for name, written in (("hero.v2", "hero.v2.glb"), ("hero.GLB", "hero.GLB"), ("hero", "hero.glb")):
+        assert bpy.ops.lim.export(filepath=str(path.parent / name), format=".glb") == {"FINISHED"}
+        assert (path.parent / written).is_file()
+    for nameless in ("", str(path.parent) + os.sep):
+        assert "no name" in _report_of(bpy.ops.lim.export, filepath=nameless)
     assert bpy.ops.lim.open_log() == {"FINISHED"}
     assert bpy.ops.lim.cache_measure() == {"FINISHED"} and "1 job," in job.cache_text
     foreign = tmp_path / "home" / "jobs" / "my pictures"
     foreign.mkdir()
     assert bpy.ops.lim.cache_clear() == {"FINISHED"} and job.cache_text == "The cache is empty."
     assert foreign.is_dir(), "only what is ours is removed"
+
+
+def test_only_a_result_is_the_result(addon, cube, scene):
+    state = bpy.context.window_manager.lim_job
+    state.result = cube.name
+    assert operators.result_object(bpy.context) is None and not bpy.ops.lim.export.poll()
+    cube["lim_frames"] = [1.0, 2.0]
+    assert operators.result_object(bpy.context) == cube
+
+
+def test_another_file_does_not_bring_its_messages_along(addon, cube, scene, tmp_path):
+    state = bpy.context.window_manager.lim_job
+    state.running = state.cancelling = True
+    state.error_text, state.warning_text, state.result, state.job_folder = "an error", "a warning", "Würfel", "/gone"
+    state.backend_state, state.install_text = "ready", "The backend is ready."
+    path = str(tmp_path / "with messages.blend")
+    bpy.ops.wm.save_as_mainfile(filepath=path)
+    bpy.ops.wm.open_mainfile(filepath=path, load_ui=False)
+    state = bpy.context.window_manager.lim_job
+    assert not (state.running or state.cancelling or state.error_text or state.warning_text or state.result)
+    assert not state.job_folder and (state.backend_state, state.install_text) == ("ready", "The backend is ready.")
+
+
+@pytest.mark.parametrize(
+    ("typed", "suffix", "wanted"),
+    [
+        ("hero.v2", ".glb", "hero.v2.glb"),
+        ("hero.obj", ".glb", "hero.glb"),
+        ("hero", ".pc2", "hero.pc2"),
+        ("", ".abc", ""),
+    ],
+)
+def test_the_name_of_an_export_follows_its_format(typed, suffix, wanted):
+    asked = type("Export", (), {"filepath": typed, "format": suffix})()
+    assert operators.LIM_OT_export.check(asked, None) == (typed != wanted) and asked.filepath == wanted
 
 
 def test_the_list_of_poses(addon, scene):
