@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from .errors import LimError
 from .surface import edges_of
 
-LINK_WEIGHT = 0.3  # of an ordinary edge
+LINK_WEIGHT = 1.0  # of an ordinary edge; weaker, and a part takes hundreds of iterations to turn with its surroundings
 LINKS = 12  # between a loose part and what is nearest to it
 
 

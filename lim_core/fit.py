@@ -21,13 +21,14 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from . import cameras
-from .arap import Arap, Coarse, link, polar
+from .arap import Arap, Coarse, link, polar, rotation_matrices
 from .errors import LimError
-from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_normals
-from .texture import see
+from .surface import captured_points, edges_of, face_normals, fuse_depth, simplify, vertex_normals
+from .texture import see, see_points
 
 NORMAL_SCALE = 0.08  # model units that opposite normals are apart by, times two
-COLOUR_SCALE = 0.25  # model units that black and white are apart by, along each channel
+COLOUR_SCALE = 0.25  # model units that black and white are apart by, along each channel, while looking for large motion
+FINE_COLOUR_SCALE = 0.1  # the same once all is nearly in place: a texture repeats itself
 
 
 # ---- what one keyframe's capture says --------------------------------------------------------------------------------
@@ -158,48 +159,66 @@ class Nodes:
 
 # ---- which part went where -------------------------------------------------------------------------------------------
 def correspond(
-    source: Capture, target: Capture, *, place_weight: float = 1.0, iterations: int = 40
+    source: Capture, target: Capture, *, turn: np.ndarray | None = None, place_weight: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the surfaces of two keyframes coarsely.
 
     Minimises, over soft assignments of the nodes of one to the nodes of the other, the difference of colours, local areas
     and places plus the change of the distances along the surface between every two nodes (fused Gromov–Wasserstein,
     Vayer et al. 2019; proximal steps with Sinkhorn scaling). The distances keep a leg from being matched half to the other
-    leg; the places keep left and right apart.
+    leg; the places keep left and right apart. Done twice: the second time the places are compared after the whole has been
+    moved by the rigid motion that the first answer implies.
 
     Args:
-        place_weight: how much a node's old place counts; 0 looks at the intrinsic shape alone.
+        turn: [3, 3], a rotation of the source about its centroid to begin with; then the centroids are aligned, too.
+        place_weight: how much a node's place counts; 0 looks at the intrinsic shape alone.
     Returns:
         places on the source [N, 3], where they went [N, 3], confidence [N] in [0, 1].
     """
     one, two = source.nodes, target.nodes
     scale = 0.5 * (one.scale + two.scale)
-    colour = ((one.colours[:, None] - two.colours[None]) ** 2).sum(2)
-    area = (np.log(one.area[:, None] + 0.05) - np.log(two.area[None] + 0.05)) ** 2
-    place = ((one.points[:, None] - two.points[None]) ** 2).sum(2) / (0.25 * scale) ** 2
-    unary = 8.0 * colour + 0.15 * area.sum(2) + place_weight * place / (1 + place)
-    # Long distances change when parts touch: they saturate.
-    first, second = (1 - np.exp(-n.geodesic / (0.6 * scale)) for n in (one, two))
     p, q = one.mass + 1e-4, two.mass + 1e-4
     p, q = p / p.sum(), q / q.sum()
-    plan = np.exp(-unary / 0.3) * p[:, None] * q[None]
-    plan = _sinkhorn(plan, p, q)
+    colour = ((one.colours[:, None] - two.colours[None]) ** 2).sum(2)
+    area = (np.log(one.area[:, None] + 0.05) - np.log(two.area[None] + 0.05)) ** 2
+    intrinsic = 8.0 * colour + 0.15 * area.sum(2)
+    # Long distances change when parts touch: they saturate.
+    first, second = (1 - np.exp(-n.geodesic / (1.2 * scale)) for n in (one, two))
     fixed = (first**2 @ p)[:, None] + (second**2 @ q)[None]
-    for step in range(iterations):
-        distortion = fixed - 2 * first @ plan @ second
-        cost = unary + 40.0 * distortion
-        cost -= cost.min(1, keepdims=True)
-        plan = _sinkhorn(plan * np.exp(-cost / (1.0 if step < iterations // 2 else 0.4)) + 1e-300, p, q)
-    share = plan / plan.sum(1, keepdims=True)
-    best = share.argmax(1)
-    # The matched place: mean over the nodes next to the best one.
-    local = share * (second[best] < 1 - np.exp(-0.12 / 0.6))
-    moved = (local @ two.points) / local.sum(1, keepdims=True)
-    near = np.exp(-((one.geodesic / (0.25 * scale)) ** 2))
-    bent = np.abs(one.geodesic - two.geodesic[best][:, best]) / scale
-    stretch = (near * np.minimum(bent, 0.3)).sum(1) / near.sum(1)
-    confidence = np.exp(-((stretch / 0.06) ** 2)) * np.clip(local.sum(1), 0, 1)
+    places = one.points if turn is None else (one.points - p @ one.points) @ turn.T + q @ two.points
+    for attempt in range(2):
+        place = ((places[:, None] - two.points[None]) ** 2).sum(2) / (0.25 * scale) ** 2
+        unary = intrinsic + place_weight * place / (1 + place)
+        plan = _sinkhorn(np.exp(-unary / 0.3) * p[:, None] * q[None], p, q)
+        for softness in (1.0,) * 12 + (0.4,) * 12:
+            cost = unary + 20.0 * (fixed - 2 * first @ plan @ second)
+            cost -= cost.min(1, keepdims=True)
+            plan = _sinkhorn(plan * np.exp(-cost / softness) + 1e-300, p, q)
+        share = plan / plan.sum(1, keepdims=True)
+        best = share.argmax(1)
+        # The matched place: mean over the nodes next to the best one.
+        local = share * (two.geodesic[best] < 0.12 * scale)
+        moved = (local @ two.points) / local.sum(1, keepdims=True)
+        near = np.exp(-((one.geodesic / (0.25 * scale)) ** 2))
+        bent = np.abs(one.geodesic - two.geodesic[best][:, best]) / scale
+        stretch = (near * np.minimum(bent, 0.3)).sum(1) / near.sum(1)
+        confidence = np.exp(-((stretch / 0.06) ** 2)) * np.clip(local.sum(1), 0, 1)
+        if attempt == 0:
+            places = _rigid(one.points, moved, confidence * p, 0.15 * scale)
     return one.points, moved, confidence
+
+
+def _rigid(points: np.ndarray, moved: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
+    """Points [N, 3] under the rigid motion that most of the matches agree on (Geman–McClure over `scale`)."""
+    robust = np.ones(len(points))
+    for _ in range(10):
+        share = weight * robust + 1e-12
+        share = share / share.sum()
+        a, b = share @ points, share @ moved
+        rotation = polar(((moved - b).T @ (share[:, None] * (points - a)))[None])[0]
+        result = (points - a) @ rotation.T + b
+        robust = 1 / (1 + ((result - moved) ** 2).sum(1) / scale**2) ** 2
+    return result
 
 
 def _sinkhorn(plan: np.ndarray, p: np.ndarray, q: np.ndarray, iterations: int = 20) -> np.ndarray:
@@ -239,13 +258,61 @@ FINE_REACH = (0.1, 0.08, 0.06, 0.05, 0.04, 0.04)
 SLIDE = 0.35  # share of the pull along the surface: all of it would pull vertices onto single samples
 
 
-class Matcher:
-    """Nearest captured points of mesh vertices and the other way round, in place, normal and colour."""
+class Samples:
+    """Places on the template that are matched with captured points: its vertices, and more where faces are large.
 
-    def __init__(self, capture: Capture, colours: np.ndarray | None, most: int | None = None):
-        """colours: [V, 3] of the vertices or None; most: use no more than so many captured points."""
+    Attributes:
+        matrix: sparse [S, V], barycentric: samples are `matrix @ vertices`; the first V are the vertices.
+    """
+
+    def __init__(self, vertices: np.ndarray, faces: np.ndarray, count: int = 6000):
+        """count: about as many samples as would cover the surface evenly; a mesh of half as many vertices gets no more."""
+        size = len(vertices)
+        area = 0.5 * np.linalg.norm(face_normals(np.asarray(vertices, np.float64), faces), axis=1)
+        wanted = np.zeros(len(faces), np.int64)
+        if size < count / 2:
+            wanted = np.floor(area * count / max(area.sum(), 1e-12) + 0.5).astype(np.int64)
+        face = np.repeat(np.arange(len(faces)), wanted)
+        # Spread evenly within each face: an additive sequence on the unit square, folded into the triangle.
+        number = np.arange(len(face)) - np.repeat(np.cumsum(wanted) - wanted, wanted) + 0.5
+        u, v = (number * 0.7548776662) % 1.0, (number * 0.5698402910) % 1.0
+        u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+        self.faces, self.face = faces, face
+        corners = np.concatenate([np.repeat(np.arange(size)[:, None], 3, 1), faces[face]])
+        barycentric = np.concatenate([np.tile([1.0, 0.0, 0.0], (size, 1)), np.stack([1 - u - v, u, v], 1)])
+        rows = np.repeat(np.arange(len(corners)), 3)
+        self.matrix = sparse.csr_matrix((barycentric.ravel(), (rows, corners.ravel())), (len(corners), size))
+        self.spread = self.matrix.T.tocsr()
+
+    def at(self, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points and unit normals [S, 3] when the mesh is at vertices [V, 3]."""
+        flat = face_normals(vertices, self.faces)[self.face]
+        flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+        return self.matrix @ vertices, np.concatenate([vertex_normals(vertices, self.faces), flat])
+
+    def colours(self, of_vertices: np.ndarray | None, vertices: np.ndarray, capture: Capture) -> np.ndarray | None:
+        """Colours [S, 3] in [0, 1]: those of the vertices [V, 3], the others as a capture sees the mesh at `vertices`."""
+        if of_vertices is None or not len(self.face):
+            return of_vertices
+        points, normals = (a[len(vertices) :] for a in self.at(vertices))
+        views = (capture.images, capture.depth_planar, capture.camera_to_world, capture.intrinsics)
+        return np.concatenate([of_vertices, see_points(points, normals, *views)[0]])
+
+
+class Matcher:
+    """Nearest captured points of samples of the mesh and the other way round, in place, normal and colour."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        colours: np.ndarray | None,
+        most: int | None = None,
+        colour_scale: float = COLOUR_SCALE,
+    ):
+        """colours: [S, 3] of the samples, or None; most: use no more than so many captured points, and half as many
+        samples; colour_scale: model units that black and white are apart by, along each channel."""
         step = 1 if most is None else max(1, len(capture.points) // most)
-        self.capture, self.own_colours = capture, colours
+        self.capture, self.own_colours, self.most, self.colour_scale = capture, colours, most, colour_scale
         self.points, self.normals, self.colours = (
             a[::step] for a in (capture.points, capture.normals, capture.colours)
         )
@@ -255,49 +322,80 @@ class Matcher:
     def _join(self, points, normals, colours) -> np.ndarray:
         parts = [points, NORMAL_SCALE * normals]
         if self.own_colours is not None:
-            parts.append(COLOUR_SCALE * colours)
+            parts.append(self.colour_scale * colours)
         return np.concatenate(parts, axis=1)
 
-    def vertex_features(self, position: np.ndarray, normals: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    def own(self, samples: Samples, position: np.ndarray):
+        """Which samples are asked, their points, normals, colours and features when the mesh is at `position`."""
+        points, normals = samples.at(position)
+        chosen = np.arange(0, len(points), 1 if self.most is None else max(1, 2 * len(points) // self.most))
         colours = None if self.own_colours is None else self.own_colours[chosen]
-        return self._join(position[chosen], normals[chosen], colours)
+        points, normals = points[chosen], normals[chosen]
+        return chosen, points, normals, colours, self._join(points, normals, colours)
 
-    def pull(self, position, faces, reach: float, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the capture wants the vertices [V, 3], and how much [V]; only the `chosen` ones are asked."""
-        normals = vertex_normals(position, faces).astype(np.float64)
-        own = self.vertex_features(position, normals, chosen)
-        distance, index = self.tree.query(own, distance_upper_bound=2 * reach, workers=1)
+    def pull(self, samples: Samples, position: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+        """Where the capture wants the vertices [V, 3], and how much [V]."""
+        chosen, points, normals, _, features = self.own(samples, position)
+        count = len(points)
+        distance, index = self.tree.query(features, distance_upper_bound=2 * reach, workers=1)
         found = np.flatnonzero(np.isfinite(distance))
-        goal, weight = np.zeros_like(position), np.zeros(len(position))
-        strength, step = self._step(position, normals, chosen[found], index[found], distance[found], reach)
+        strength, step = self._step(points, normals, found, index[found], distance[found], reach)
         # What no view sees has no point of its own: the nearest one says little.
-        strength = strength * np.where(self.capture.hidden(position[chosen[found]], max(0.02, 0.3 * reach)), 0.2, 1.0)
-        weight[chosen[found]] = strength
-        goal[chosen[found]] = strength[:, None] * step
-        # The other way round: captured points pull the vertex nearest to them, so that ends are not left behind.
-        distance, near = cKDTree(own).query(self.features, distance_upper_bound=2 * reach, workers=1)
+        strength = strength * np.where(self.capture.hidden(points[found], max(0.02, 0.3 * reach)), 0.2, 1.0)
+        weight, goal = np.zeros(count), np.zeros((count, 3))
+        weight[found], goal[found] = strength, strength[:, None] * step
+        # The other way round: captured points pull the sample nearest to them, so that ends are not left behind.
+        distance, near = cKDTree(features).query(self.features, distance_upper_bound=2 * reach, workers=1)
         used = np.flatnonzero(np.isfinite(distance))
-        vertex = chosen[near[used]]
-        strength, step = self._step(position, normals, vertex, used, distance[used], reach)
-        strength = strength * min(1.0, len(chosen) / len(self.points))
-        weight += np.bincount(vertex, strength, len(position))
-        goal += np.stack([np.bincount(vertex, strength * step[:, i], len(position)) for i in range(3)], 1)
-        return position + goal / np.maximum(weight, 1e-9)[:, None], np.minimum(weight, 2.0)
+        strength, step = self._step(points, normals, near[used], used, distance[used], reach)
+        strength = strength * min(1.0, count / len(self.points))
+        weight += np.bincount(near[used], strength, count)
+        goal += np.stack([np.bincount(near[used], strength * step[:, i], count) for i in range(3)], 1)
+        spread = samples.spread if len(chosen) == samples.spread.shape[1] else samples.spread[:, chosen]
+        total = spread @ weight
+        target = position + (spread @ goal) / np.maximum(total, 1e-9)[:, None]
+        return target, np.minimum(total, 2.0) * (samples.spread.shape[1] / count)
 
-    def _step(self, position, normals, vertex, point, distance, reach):
-        """Weight and offset of matches between vertices and points (indices of equal length)."""
-        offset = self.points[point] - position[vertex]
+    def _step(self, points, normals, sample, point, distance, reach):
+        """Weight and offset of matches between samples and captured points (indices of equal length)."""
+        offset = self.points[point] - points[sample]
         normal = self.normals[point]
-        agree = np.clip((np.einsum("ni,ni->n", normal, normals[vertex]) - 0.2) / 0.6, 0, 1)
+        agree = np.clip((np.einsum("ni,ni->n", normal, normals[sample]) - 0.2) / 0.6, 0, 1)
         strength = agree * (1 - np.minimum(distance / (2 * reach), 1) ** 2) ** 2
         strength *= np.linalg.norm(offset, axis=1) < reach
         along = np.einsum("ni,ni->n", offset, normal)[:, None] * normal
         return strength, along + SLIDE * (offset - along)
 
 
+def residual(
+    faces: np.ndarray, position: np.ndarray, matcher: Matcher, stretch: float, samples: Samples | None = None
+) -> Residual:
+    """Measure the mesh at `position` [V, 3] against a capture.
+
+    Args:
+        matcher: with the colours of the samples.
+        stretch: as the deformation model tells it, see `Residual`.
+        samples: default: the vertices.
+    """
+    samples = samples or Samples(position, faces, 0)
+    _, points, _, mine, features = matcher.own(samples, position)
+    hidden = matcher.capture.hidden(points, 0.03)
+    seen = np.flatnonzero(~hidden)
+    _, forward = matcher.tree.query(features[seen])
+    _, backward = cKDTree(features).query(matcher.features)
+    there = np.minimum(np.linalg.norm(matcher.points[forward] - points[seen], axis=1), 0.3)
+    back = np.minimum(np.linalg.norm(matcher.points - points[backward], axis=1), 0.3)
+    colour = 0.0
+    if mine is not None:
+        colour = np.abs(matcher.colours[forward] - mine[seen]).mean() if len(seen) else 0.0
+        colour = 0.5 * (colour + np.abs(matcher.colours - mine[backward]).mean())
+    distance = 0.5 * ((there.mean() if len(seen) else 0.3) + back.mean())
+    return Residual(float(distance), float(colour), float(stretch), float(hidden.mean()))
+
+
 def register_coarse(
     coarse: Coarse,
-    faces: np.ndarray,
+    samples: Samples,
     nodes: np.ndarray,
     matcher: Matcher,
     *,
@@ -305,25 +403,20 @@ def register_coarse(
     confidence: np.ndarray | None = None,
     factor: float = 1.0,
     steps: Sequence[tuple[float, float]] = tuple(zip(STIFFNESS, REACH, strict=True)),
-    most: int = 1500,
 ) -> np.ndarray:
     """Non-rigid ICP of the nodes [N, 3] of a `Coarse` mesh, from stiff to soft; arguments as in `register`."""
-    size = len(coarse.rest)
-    chosen = np.arange(0, size, max(1, size // most))
     for stiffness, reach in steps:
-        position = coarse.positions(nodes)
-        target, weight = matcher.pull(position, faces, reach, chosen)
-        target, weight = _with_trace(target, weight, targets, confidence, stiffness / steps[0][0])
-        nodes = coarse.solve(target, weight * (size / len(chosen)), nodes, iterations=3, stiffness=factor * stiffness)
+        target, weight = matcher.pull(samples, coarse.positions(nodes), reach)
+        target, weight = _with_trace(target, weight, targets, confidence, 0.3)
+        nodes = coarse.solve(target, weight, nodes, iterations=3, stiffness=factor * stiffness)
     return nodes
 
 
 def register(
     arap: Arap,
-    faces: np.ndarray,
+    samples: Samples,
     initial: np.ndarray,
-    capture: Capture,
-    colours: np.ndarray | None = None,
+    matcher: Matcher,
     *,
     targets: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
@@ -332,13 +425,13 @@ def register(
 ) -> np.ndarray:
     """Deform a mesh that is nearly right onto a capture: the last word, every vertex on its own.
 
-    Each step matches vertices to captured points and captured points to vertices (nearest in place, normal and colour),
-    pulls every vertex towards the tangent planes of its matches and, a little, towards the matches themselves, and solves
-    with ARAP. Vertices that nothing sees follow their neighbours.
+    Each step matches samples of the mesh to captured points and captured points to samples (nearest in place, normal and
+    colour), pulls every vertex towards the tangent planes of its matches and, a little, towards the matches themselves,
+    and solves with ARAP. Vertices that nothing sees follow their neighbours.
 
     Args:
         arap: behaviour of the mesh; its rest shape is kept as far as the evidence lets it.
-        initial: [V, 3]; colours: [V, 3] in [0, 1] or None.
+        initial: [V, 3]; samples: of the mesh; matcher: of the capture and the samples' colours.
         targets, confidence: [V, 3] and [V], places that another source (the networks) believes in.
         factor: on all stiffnesses.
         steps: (stiffness, reach in model units) of each step.
@@ -346,11 +439,9 @@ def register(
         positions [V, 3] float64.
     """
     position = np.asarray(initial, np.float64)
-    matcher = Matcher(capture, colours)
-    everyone = np.arange(len(position))
     for stiffness, reach in steps:
-        target, weight = matcher.pull(position, faces, reach, everyone)
-        target, weight = _with_trace(target, weight, targets, confidence, 0.3 * stiffness)
+        target, weight = matcher.pull(samples, position, reach)
+        target, weight = _with_trace(target, weight, targets, confidence, 0.15)
         position = arap.solve(target, weight, position, iterations=3, stiffness=factor * stiffness)
     return position
 
@@ -359,31 +450,9 @@ def _with_trace(target, weight, targets, confidence, share: float):
     """Join the networks' word to the capture's."""
     if targets is None:
         return target, weight
-    trust = 0.3 * share * confidence
+    trust = share * confidence
     total = np.maximum(weight + trust, 1e-12)[:, None]
     return (weight[:, None] * target + trust[:, None] * targets) / total, weight + trust
-
-
-def residual(
-    faces: np.ndarray, position: np.ndarray, matcher: Matcher, stretch: float, most: int | None = None
-) -> Residual:
-    """Measure a registered mesh [V, 3]; see `Residual`. stretch: as the deformation model tells it."""
-    chosen = np.arange(0, len(position), 1 if most is None else max(1, len(position) // most))
-    hidden = matcher.capture.hidden(position[chosen], 0.03)
-    normals = vertex_normals(position, faces).astype(np.float64)
-    own = matcher.vertex_features(position, normals, chosen)
-    seen = np.flatnonzero(~hidden)
-    _, forward = matcher.tree.query(own[seen])
-    _, backward = cKDTree(own).query(matcher.features)
-    there = np.minimum(np.linalg.norm(matcher.points[forward] - position[chosen[seen]], axis=1), 0.3)
-    back = np.minimum(np.linalg.norm(matcher.points - position[chosen[backward]], axis=1), 0.3)
-    colour = 0.0
-    if matcher.own_colours is not None:
-        mine = matcher.own_colours[chosen]
-        colour = np.abs(matcher.colours[forward] - mine[seen]).mean() if len(seen) else 0.0
-        colour = 0.5 * (colour + np.abs(matcher.colours - mine[backward]).mean())
-    distance = 0.5 * ((there.mean() if len(seen) else 0.3) + back.mean())
-    return Residual(float(distance), float(colour), float(stretch), float(hidden.mean()))
 
 
 def follow(
@@ -442,6 +511,7 @@ def advance(
 
     Args:
         previous: [V, 3], fitted to `source`.
+        colours: [V, 3] in [0, 1] of the vertices (`texture.see` at the first keyframe), or None.
         guess, confidence: [V, 3] and [V], where the networks believe it is.
         smoothness: 0..1; 0.5 leaves the stiffness as it is, every 0.5 is a factor of 10.
     Returns:
@@ -450,26 +520,40 @@ def advance(
     factor = 10 ** (2 * (smoothness - 0.5))
     previous = np.asarray(previous, np.float64)
     coarse.set_rest(previous)
-    matcher = Matcher(target, colours, most=4000)
+    samples = Samples(arap.rest, faces)
+    colours = samples.colours(colours, previous, source)
+    matcher = Matcher(target, colours, most=3000)
+    judge = Matcher(target, colours, most=3000, colour_scale=0.5 * FINE_COLOUR_SCALE)
     starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
     starts += [follow(coarse, *match) for match in hypotheses(source, target)]
     if guess is not None:
-        weight = confidence * (len(coarse.nodes) / 2)
-        starts.append(coarse.solve(guess, weight, previous[coarse.nodes], iterations=15))
+        starts.append(coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15))
     found = []
     for start in starts:
-        nodes = register_coarse(coarse, faces, start, matcher, targets=guess, confidence=confidence, factor=factor)
+        nodes = register_coarse(coarse, samples, start, matcher, targets=guess, confidence=confidence, factor=factor)
+        position = coarse.positions(nodes)
+        # Of two answers that explain the capture alike (a cube, turned by a quarter), the one that moves less.
+        way = 0.01 * np.linalg.norm(position - previous, axis=1).mean() / arap.diagonal
+        if guess is not None:
+            way += 0.05 * (confidence * np.linalg.norm(position - guess, axis=1)).mean() / arap.diagonal
         stretch = np.sqrt(coarse.energy(nodes))
-        found.append((residual(faces, coarse.positions(nodes), matcher, stretch, 1500).score, len(found), nodes))
-    position = coarse.positions(min(found)[2])
-    position = register(arap, faces, position, target, colours, targets=guess, confidence=confidence, factor=factor)
+        found.append((residual(faces, position, judge, stretch, samples).score + way, len(found), position))
+    fine = Matcher(target, colours, colour_scale=FINE_COLOUR_SCALE)
+    position = register(arap, samples, min(found)[2], fine, targets=guess, confidence=confidence, factor=factor)
     stretch = np.sqrt(arap.energy(position).mean()) / np.linalg.norm(arap.rest_edges, axis=1).mean()
-    return position, residual(faces, position, matcher, stretch)
+    return position, residual(faces, position, judge, stretch, samples)
 
 
 def hypotheses(source: Capture, target: Capture) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Several answers of `correspond`: the places are believed more or less."""
-    return [correspond(source, target, place_weight=weight) for weight in (1.0, 0.3, 3.0)]
+    """Different answers of `correspond`: as it stands, and turned about the vertical by quarters (root motion)."""
+    found = [correspond(source, target, place_weight=0.3)]
+    for turn in (None, 0.5, -0.5, 1.0):
+        rotation = None if turn is None else rotation_matrices(np.array([[0.0, 0.0, turn * np.pi]]))[0]
+        answer = correspond(source, target, turn=rotation)
+        scale = source.nodes.scale
+        if all(np.linalg.norm(answer[1] - other[1], axis=1).mean() > 0.02 * scale for other in found):
+            found.append(answer)
+    return found
 
 
 def fit_keyframes(
@@ -502,7 +586,8 @@ def fit_keyframes(
     source = Capture(depth_planar[0], images[0], camera_to_world, intrinsics)
     colours, _ = see(template, faces, images[0], depth_planar[0], camera_to_world, intrinsics)
     coarse = Coarse(arap)
-    fitted, residuals = [template], [residual(faces, template, Matcher(source, colours), 0.0)]
+    judge = Matcher(source, colours, 3000, 0.5 * FINE_COLOUR_SCALE)
+    fitted, residuals = [template], [residual(faces, template, judge, 0.0)]
     for k in range(1, len(depth_planar)):
         target = Capture(depth_planar[k], images[k], camera_to_world, intrinsics)
         position, rest = advance(

@@ -136,16 +136,10 @@ def bake(
         todo = np.flatnonzero(weight < ENOUGH)
         if not len(todo):
             break
-        colour_k, weight_k = _see(
-            positions[k],
-            faces,
-            corners[todo],
-            barycentric[todo],
-            images[k],
-            depth_planar[k],
-            camera_to_world,
-            intrinsics,
-        )
+        point = np.einsum("tk,tki->ti", barycentric[todo], positions[k][corners[todo]])
+        normal = np.einsum("tk,tki->ti", barycentric[todo], vertex_normals(positions[k], faces)[corners[todo]])
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+        colour_k, weight_k = _see(point, normal, images[k], depth_planar[k], camera_to_world, intrinsics)
         total = weight[todo] + weight_k
         share = np.divide(weight_k, total, out=np.zeros_like(total), where=total > 0)[:, None]
         colour[todo] = (1 - share) * colour[todo] + share * colour_k
@@ -179,32 +173,43 @@ def bake(
 
 
 def see(
-    positions: np.ndarray,
+    vertices: np.ndarray,
     faces: np.ndarray,
     images: np.ndarray,
     depth_planar: np.ndarray,
     camera_to_world: np.ndarray,
     intrinsics: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colour of every vertex [V, 3] in [0, 1] at one keyframe, and how well it is seen [V].
+    """Colours [V, 3] in [0, 1] of a mesh's vertices at one keyframe, and how well each is seen [V]; see `see_points`."""
+    normals = vertex_normals(vertices, faces)
+    return see_points(vertices, normals, images, depth_planar, camera_to_world, intrinsics)
 
-    Vertices that no view sees get the colour of the nearest seen one. Arguments as in `bake`, without the keyframes' axis.
+
+def see_points(
+    points: np.ndarray,
+    normals: np.ndarray,
+    images: np.ndarray,
+    depth_planar: np.ndarray,
+    camera_to_world: np.ndarray,
+    intrinsics: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colour of surface points at one keyframe.
+
+    Args:
+        points, normals: [N, 3], unit normals outwards; the rest as in `bake`, without the keyframes' axis.
+    Returns:
+        colours [N, 3] in [0, 1] and how well each is seen [N]; what no view sees gets the colour of the nearest seen one.
     """
-    positions = np.asarray(positions, np.float32)
-    corners, barycentric = np.arange(len(positions))[:, None], np.ones((len(positions), 1), np.float32)
-    colour, weight = _see(positions, faces, corners, barycentric, images, depth_planar, camera_to_world, intrinsics)
+    points, normals = np.asarray(points, np.float32), np.asarray(normals, np.float32)
+    colour, weight = _see(points, normals, images, depth_planar, camera_to_world, intrinsics)
     seen = np.flatnonzero(weight > 1e-4)
-    if 0 < len(seen) < len(positions):
-        colour = colour[seen[cKDTree(positions[seen]).query(positions)[1]]]
+    if 0 < len(seen) < len(points):
+        colour = colour[seen[cKDTree(points[seen]).query(points)[1]]]
     return colour / 255.0, weight
 
 
-def _see(positions, faces, corners, barycentric, images, depths, poses, intrinsics) -> tuple[np.ndarray, np.ndarray]:
-    """Colour [N, 3] float32 in 0..255 and summed weight [N] of surface points over the views of one keyframe."""
-    normals = vertex_normals(positions, faces)
-    point = np.einsum("tk,tki->ti", barycentric, positions[corners])
-    normal = np.einsum("tk,tki->ti", barycentric, normals[corners])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+def _see(point, normal, images, depths, poses, intrinsics) -> tuple[np.ndarray, np.ndarray]:
+    """Colour [N, 3] float32 in 0..255 and summed weight [N] over the views of one keyframe."""
     count, views = len(point), len(images)
     samples = np.zeros((views, count, 3), np.float32)
     weights = np.zeros((views, count), np.float32)
