@@ -93,8 +93,8 @@ def show(event: dict) -> None:
 
 
 def _begin(state) -> None:
-    for name in ("cancelling", "stage", "fraction", "progress_text", "error_code", "error_text", "error_fix",
-                 "warning_text", "note", "summary"):  # fmt: skip
+    dismiss(state)
+    for name in ("cancelling", "stage", "fraction", "progress_text", "warning_text", "note", "summary"):
         state.property_unset(name)
     state.running = True
 
@@ -102,6 +102,12 @@ def _begin(state) -> None:
 def _end(state) -> None:
     state.running = state.cancelling = False
     redraw()
+
+
+def dismiss(state) -> None:
+    """Forget the error."""
+    for name in ("error_code", "error_text", "error_fix"):
+        state.property_unset(name)
 
 
 def fail(operator: bpy.types.Operator, error: LimError) -> set[str]:
@@ -216,8 +222,53 @@ def _chosen_objects(context) -> list[bpy.types.Object]:
     return objects
 
 
+class _InSteps:
+    """An operator that blocks when executed; invoked in a window it takes a step at every tick of a timer.
+
+    `_start` begins (and may raise LimError); `_step` returns None while there is more to do, then the operator's answer.
+    """
+
+    _timer = None
+
+    @classmethod
+    def poll(cls, context):
+        state = live(context)
+        return state is not None and not state.running and not state.installing
+
+    def invoke(self, context, event):
+        if bpy.app.background or context.window is None:
+            return self.execute(context)
+        try:
+            self._start(context)
+        except LimError as error:
+            return fail(self, error)
+        self._timer = context.window_manager.event_timer_add(TICK, window=context.window)
+        context.window_manager.modal_handler_add(self)
+        redraw()
+        return {"RUNNING_MODAL"}
+
+    def modal(self, context, event):
+        if event.type != "TIMER":
+            return {"PASS_THROUGH"}
+        answer = self._step(context)
+        if answer is None:
+            return {"PASS_THROUGH"}
+        self._remove_timer(context)
+        return answer
+
+    def cancel(self, context):
+        """Called by Blender when it ends or loads another file meanwhile."""
+        stop()
+        self._remove_timer(context)
+
+    def _remove_timer(self, context) -> None:
+        if self._timer:
+            context.window_manager.event_timer_remove(self._timer)
+            self._timer = None
+
+
 # ---- the job ---------------------------------------------------------------------------------------------------------
-class LIM_OT_generate(bpy.types.Operator):
+class LIM_OT_generate(_InSteps, bpy.types.Operator):
     """Capture the keyframes, let the networks make what lies between them, and write one textured mesh with a shape \
 key per frame into the collection “LIM”. The source stays as it is"""
 
@@ -225,13 +276,11 @@ key per frame into the collection “LIM”. The source stays as it is"""
     bl_label = "Generate"
     bl_options = {"REGISTER", "UNDO"}
 
-    _timer = None
     _job = None
 
     @classmethod
     def poll(cls, context):
-        state = live(context)
-        return state is not None and context.scene is not None and not state.running and not state.installing
+        return context.scene is not None and super().poll(context)
 
     def execute(self, context):
         state = live(context)
@@ -251,32 +300,19 @@ key per frame into the collection “LIM”. The source stays as it is"""
                 state.job_folder = str(job.folder)
             _end(state)
 
-    def invoke(self, context, event):
+    def _start(self, context) -> None:
         global _steps
-        if bpy.app.background or context.window is None:
-            return self.execute(context)
-        state = live(context)
-        try:
-            settings = settings_from(context)
-        except LimError as error:
-            return fail(self, error)
-        _begin(state)
+        settings = settings_from(context)
+        _begin(live(context))
         self._job = jobs.Job(context.scene, settings, show, background=True)
         _steps = self._job.steps()
-        self._timer = context.window_manager.event_timer_add(TICK, window=context.window)
-        context.window_manager.modal_handler_add(self)
-        redraw()
-        return {"RUNNING_MODAL"}
 
-    def modal(self, context, event):
-        if event.type != "TIMER":
-            return {"PASS_THROUGH"}
+    def _step(self, context) -> set[str] | None:
         if _steps is None:  # stopped from outside, by the loading of another file
-            self._remove_timer(context)
             return {"CANCELLED"}
         try:
             next(_steps)
-            return {"PASS_THROUGH"}
+            return None
         except StopIteration:
             answer = finish(self, self._job.outcome)
         except LimError as error:
@@ -287,23 +323,16 @@ key per frame into the collection “LIM”. The source stays as it is"""
         return answer
 
     def cancel(self, context):
-        """Called by Blender when it ends or loads another file meanwhile."""
-        stop()
+        super().cancel(context)
         self._leave(context)
 
     def _leave(self, context) -> None:
         global _steps
         _steps = None
-        self._remove_timer(context)
         state = live(context)
         if state:
             state.job_folder = str(self._job.folder or "")
             _end(state)
-
-    def _remove_timer(self, context) -> None:
-        if self._timer:
-            context.window_manager.event_timer_remove(self._timer)
-            self._timer = None
 
 
 class LIM_OT_cancel(bpy.types.Operator):
@@ -364,23 +393,14 @@ class LIM_OT_dismiss(bpy.types.Operator):
         return state is not None and bool(state.error_text)
 
     def execute(self, context):
-        state = live(context)
-        for name in ("error_code", "error_text", "error_fix"):
-            state.property_unset(name)
+        dismiss(live(context))
         redraw()
         return {"FINISHED"}
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------
-class _Installation:
-    """Runs the installer: `execute` to its end, `invoke` on a timer with its last line in the preferences."""
-
-    _timer = None
-
-    @classmethod
-    def poll(cls, context):
-        state = live(context)
-        return state is not None and not state.running and not state.installing
+class _Installation(_InSteps):
+    """Runs the installer, its last line in the preferences."""
 
     def execute(self, context):
         try:
@@ -391,36 +411,15 @@ class _Installation:
             time.sleep(TICK)
         return self._finish(context)
 
-    def invoke(self, context, event):
-        if bpy.app.background or context.window is None:
-            return self.execute(context)
-        try:
-            self._start(context)
-        except LimError as error:
-            return fail(self, error)
-        self._timer = context.window_manager.event_timer_add(TICK, window=context.window)
-        context.window_manager.modal_handler_add(self)
-        redraw()
-        return {"RUNNING_MODAL"}
-
-    def modal(self, context, event):
-        if event.type != "TIMER":
-            return {"PASS_THROUGH"}
+    def _step(self, context) -> set[str] | None:
         if _installation is None:
-            context.window_manager.event_timer_remove(self._timer)
             return {"CANCELLED"}
         state = live(context)
         line = _installation.last_line
         if line and line != state.install_text:
             state.install_text = line
             redraw()
-        if _installation.running:
-            return {"PASS_THROUGH"}
-        context.window_manager.event_timer_remove(self._timer)
-        return self._finish(context)
-
-    def cancel(self, context):
-        stop()
+        return None if _installation.running else self._finish(context)
 
     def _start(self, context) -> None:
         global _installation
@@ -441,8 +440,7 @@ class _Installation:
         elif ended.returncode == 0:
             state.install_text = wrap(ended.last_line)
             if state.error_fix == ids.BACKEND_INSTALL:
-                for name in ("error_code", "error_text", "error_fix"):
-                    state.property_unset(name)
+                dismiss(state)
             self.report({"INFO"}, ended.last_line or "Done")
             answer = {"FINISHED"}
         else:

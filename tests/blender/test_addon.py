@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import bpy
 import pytest
@@ -308,6 +309,25 @@ def test_a_failing_installer_is_reported(addon, scene, monkeypatch, tmp_path):
     assert not bpy.context.window_manager.lim_job.installing
     script.write_text("print('The backend is ready.')")
     assert bpy.ops.lim.backend_install() == {"FINISHED"}
+
+
+def test_a_timer_takes_steps_until_there_is_an_answer(addon, scene):
+    class Steps(operators._InSteps):
+        answers = iter((None, None, {"FINISHED"}))
+
+        def _step(self, context):
+            return next(self.answers)
+
+    removed = []
+    context = SimpleNamespace(window_manager=SimpleNamespace(event_timer_remove=removed.append))
+    tick, click = SimpleNamespace(type="TIMER"), SimpleNamespace(type="LEFTMOUSE")
+    steps = Steps()
+    steps._timer = "timer"
+    said = [steps.modal(context, event) for event in (click, tick, tick, click)]
+    assert said == [{"PASS_THROUGH"}] * 4 and not removed
+    assert steps.modal(context, tick) == {"FINISHED"} and removed == ["timer"]
+    steps.cancel(context)
+    assert removed == ["timer"], "once"
 
 
 # ---- keyframes ---------------------------------------------------------------------------------------------------------
