@@ -20,6 +20,8 @@ import bpy
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from blender_addon.compat import curves_of  # noqa: E402
+from blender_addon.png import decode_srgb, encode_srgb  # noqa: E402
 from lim_core.data import packs  # noqa: E402
 from lim_core.errors import LimError  # noqa: E402
 
@@ -127,16 +129,8 @@ def plays(action: bpy.types.Action, data) -> bool:
     pose = getattr(data.id_data, "pose", None)
     if pose is None:
         return False
-    bones = {c.data_path.split('"')[1] for c in curves(action) if c.data_path.startswith('pose.bones["')}
+    bones = {c.data_path.split('"')[1] for c in curves_of(action) if c.data_path.startswith('pose.bones["')}
     return bool(bones) and sum(b in pose.bones for b in bones) * 2 > len(bones)
-
-
-def curves(action: bpy.types.Action) -> list:
-    """F-curves of all slots: 5.0 has no `action.fcurves`, 4.3 and earlier have no layers."""
-    if hasattr(action, "layers"):
-        bags = [bag for layer in action.layers for strip in layer.strips for bag in strip.channelbags]
-        return [curve for bag in bags for curve in bag.fcurves]
-    return list(action.fcurves)
 
 
 class RestState:
@@ -261,15 +255,6 @@ def material_colour(material) -> Colour:
     return Colour(material.diffuse_color)
 
 
-def to_srgb(linear: np.ndarray) -> np.ndarray:
-    linear = np.clip(linear, 0, 1)
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
-
-
-def to_linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb <= 0.04045, srgb / 12.92, np.power((srgb + 0.055) / 1.055, 2.4))
-
-
 def to_bytes(srgb: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(srgb, 0, 1) * 255).astype(np.uint8)
 
@@ -301,7 +286,7 @@ def image_pixels(image: bpy.types.Image) -> tuple[np.ndarray, np.ndarray] | None
     alpha = pixels[..., 3] if image.channels == 4 else np.ones((height, width))
     pixels = pixels[..., :3] if image.channels >= 3 else np.repeat(pixels[..., :1], 3, -1)
     if image.is_float and image.colorspace_settings.name != "Non-Color":
-        pixels = to_srgb(pixels)
+        pixels = encode_srgb(pixels)
     return pixels, alpha
 
 
@@ -324,7 +309,7 @@ class Textures:
         return self.index[key]
 
     def flat(self, linear: np.ndarray) -> int:
-        return self.add(to_bytes(to_srgb(linear)).reshape(1, 1, 3))
+        return self.add(to_bytes(encode_srgb(linear)).reshape(1, 1, 3))
 
     def pixels(self, image: bpy.types.Image) -> tuple[np.ndarray, np.ndarray] | None:
         """`image_pixels`, read once."""
@@ -347,7 +332,7 @@ class Textures:
             pixels = np.where(solid[..., None], pixels, pixels[solid].mean(0))
         pixels = shrink(pixels, self.limit)
         if np.abs(factor - 1).max() > 1e-3:
-            pixels = to_srgb(to_linear(pixels) * factor)
+            pixels = encode_srgb(decode_srgb(pixels) * factor)
         return self.add(to_bytes(pixels))
 
 

@@ -23,22 +23,6 @@ def blender_matrix(camera_to_world: np.ndarray) -> np.ndarray:
     return np.asarray(camera_to_world, np.float64) @ cameras.FLIP
 
 
-def world_matrix(camera_to_world: np.ndarray, world_to_model: np.ndarray) -> np.ndarray:
-    """Matrix [4, 4] float64 of the Blender camera object in the WORLD, for a camera given in model space.
-
-    The similarity's scale moves the camera but must not stay in its axes: a scaled camera object confuses Blender's
-    clipping and depth. Depths seen by this camera are in world units; times `model_scale` they are in model units.
-    """
-    matrix = np.linalg.inv(np.asarray(world_to_model, np.float64)) @ blender_matrix(camera_to_world)
-    matrix[:3, :3] *= model_scale(world_to_model)
-    return matrix
-
-
-def model_scale(world_to_model: np.ndarray) -> float:
-    """Model units per world unit of a similarity [4, 4]."""
-    return float(np.cbrt(abs(np.linalg.det(np.asarray(world_to_model, np.float64)[:3, :3]))))
-
-
 def lens(intrinsics: np.ndarray, size: int) -> float:
     """Focal length in millimetres, on a sensor of `SENSOR`, of a square picture of `size` pixels.
 

@@ -37,13 +37,16 @@ def fcurves(owner: bpy.types.ID) -> list[bpy.types.FCurve]:
     data = owner.animation_data
     if data is None or data.action is None:
         return []
-    action = data.action
+    slot = getattr(data, "action_slot", None)
+    return [] if hasattr(data, "action_slot") and slot is None else curves_of(data.action, slot)
+
+
+def curves_of(action: bpy.types.Action, slot=None) -> list[bpy.types.FCurve]:
+    """The F-curves of an action: of one slot where actions have slots, of all for None."""
     if not hasattr(action, "slots"):
         return list(action.fcurves)
-    if data.action_slot is None:
-        return []
-    bags = [strip.channelbag(data.action_slot) for layer in action.layers for strip in layer.strips]
-    return [curve for bag in bags if bag for curve in bag.fcurves]
+    bags = [bag for layer in action.layers for strip in layer.strips for bag in strip.channelbags]
+    return [curve for bag in bags if slot is None or bag.slot_handle == slot.handle for curve in bag.fcurves]
 
 
 def add_linear_fcurve(curves, data_path: str, frames, values, index: int = 0) -> bpy.types.FCurve:
@@ -79,20 +82,6 @@ def set_multilayer_exr(settings: bpy.types.ImageFormatSettings) -> None:
     settings.color_mode = "RGBA"
     settings.color_depth = "32"
     settings.exr_codec = "NONE"
-
-
-def set_png(settings: bpy.types.ImageFormatSettings) -> None:
-    """Write 8-bit RGBA PNG files."""
-    if hasattr(settings, "media_type"):
-        settings.media_type = "IMAGE"
-    settings.file_format = "PNG"
-    settings.color_mode = "RGBA"
-    settings.color_depth = "8"
-
-
-def eevee() -> str:
-    """The render engine's id of EEVEE."""
-    return "BLENDER_EEVEE" if bpy.app.version >= (5, 0, 0) else "BLENDER_EEVEE_NEXT"
 
 
 def render_pass(channels: dict[str, np.ndarray], name: str) -> np.ndarray:

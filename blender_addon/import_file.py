@@ -85,7 +85,7 @@ def choose_clip(objects: list[bpy.types.Object], clip: str, where: str) -> str:
 
 def moves(strip: bpy.types.NlaStrip) -> bool:
     """Whether anything changes over the strip's action."""
-    for curve in keyframes.curves_of(strip.action, getattr(strip, "action_slot", None)):
+    for curve in compat.curves_of(strip.action, getattr(strip, "action_slot", None)):
         points = [0.0] * (2 * len(curve.keyframe_points))
         curve.keyframe_points.foreach_get("co", points)
         values = points[1::2]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..lim_core.errors import LimError
+from . import compat
 
 MOST_BY_DEFAULT = 5
 """Keyframes taken when nobody says which: every one costs a reconstruction."""
@@ -144,22 +145,9 @@ def _pointed_at(owner) -> list:
     return found
 
 
-def curves_of(action, slot=None) -> list:
-    """The F-curves of an action, of one slot where actions have slots (Blender 4.4 and later)."""
-    if getattr(action, "slots", None) and hasattr(action, "layers"):
-        curves = []
-        for layer in action.layers:
-            for strip in layer.strips:
-                for bag in strip.channelbags:
-                    if slot is None or bag.slot_handle == slot.handle:
-                        curves += list(bag.fcurves)
-        return curves
-    return list(getattr(action, "fcurves", ()))
-
-
 def _frames(action, slot) -> set[float]:
     frames: set[float] = set()
-    for curve in curves_of(action, slot):
+    for curve in compat.curves_of(action, slot):
         points = [0.0] * (2 * len(curve.keyframe_points))
         curve.keyframe_points.foreach_get("co", points)
         frames.update(round(frame, 3) for frame in points[::2])
