@@ -149,8 +149,8 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     if weak > 0.5:
         warn(
             "weak_matches",
-            f"The networks were unsure about {weak:.0%} of the vertices: their motion follows the neighbours and the capture.",
-            "More keyframes help where the motion is large.",
+            f"For {weak:.0%} of the mesh the networks gave no clear motion: it moves as rigidly as the captured keyframes allow.",
+            "If a part goes astray between two keyframes, add one there.",
         )
     residuals = found["fit"]["residuals"]
     summary = {
@@ -232,6 +232,7 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
             planes = lim(features, conditions, torch.tensor([alpha], device=device))[0]
         pixels = 2 * size
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
+            reporter.check()
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
             intrinsics = torch.from_numpy(scaled).to(device)
