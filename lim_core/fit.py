@@ -159,7 +159,14 @@ class Nodes:
 
 # ---- which part went where -------------------------------------------------------------------------------------------
 def correspond(
-    source: Capture, target: Capture, *, turn: np.ndarray | None = None, place_weight: float = 1.0
+    source: Capture,
+    target: Capture,
+    *,
+    turn: np.ndarray | None = None,
+    place_weight: float = 1.0,
+    bend_weight: float = 20.0,
+    horizon: float = 1.2,
+    expected: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the surfaces of two keyframes coarsely.
 
@@ -172,6 +179,8 @@ def correspond(
     Args:
         turn: [3, 3], a rotation of the source about its centroid to begin with; then the centroids are aligned, too.
         place_weight: how much a node's place counts; 0 looks at the intrinsic shape alone.
+        bend_weight: how much changed distances count; horizon: where they saturate, in units of the surface's size.
+        expected: where the source's nodes [N, 3] may be at the target, and how sure that is [N]; replaces the rigid motion.
     Returns:
         places on the source [N, 3], where they went [N, 3], confidence [N] in [0, 1].
     """
@@ -183,15 +192,18 @@ def correspond(
     area = (np.log(one.area[:, None] + 0.05) - np.log(two.area[None] + 0.05)) ** 2
     intrinsic = 8.0 * colour + 0.15 * area.sum(2)
     # Long distances change when parts touch: they saturate.
-    first, second = (1 - np.exp(-n.geodesic / (1.2 * scale)) for n in (one, two))
+    first, second = (1 - np.exp(-n.geodesic / (horizon * scale)) for n in (one, two))
     fixed = (first**2 @ p)[:, None] + (second**2 @ q)[None]
     places = one.points if turn is None else (one.points - p @ one.points) @ turn.T + q @ two.points
-    for attempt in range(2):
+    sure = 1.0
+    if expected is not None:
+        places, sure = expected[0], expected[1][:, None]
+    for attempt in range(2 if expected is None else 1):
         place = ((places[:, None] - two.points[None]) ** 2).sum(2) / (0.25 * scale) ** 2
-        unary = intrinsic + place_weight * place / (1 + place)
+        unary = intrinsic + place_weight * sure * place / (1 + place)
         plan = _sinkhorn(np.exp(-unary / 0.3) * p[:, None] * q[None], p, q)
         for softness in (1.0,) * 12 + (0.4,) * 12:
-            cost = unary + 20.0 * (fixed - 2 * first @ plan @ second)
+            cost = unary + bend_weight * (fixed - 2 * first @ plan @ second)
             cost -= cost.min(1, keepdims=True)
             plan = _sinkhorn(plan * np.exp(-cost / softness) + 1e-300, p, q)
         share = plan / plan.sum(1, keepdims=True)
@@ -247,7 +259,7 @@ class Residual:
     @property
     def score(self) -> float:
         """Lower is better; in model units."""
-        return self.distance + 0.15 * self.colour + 0.02 * self.stretch
+        return self.distance + 0.4 * self.colour + 0.02 * self.stretch
 
 
 STIFFNESS = (3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.3)
@@ -524,34 +536,64 @@ def advance(
     colours = samples.colours(colours, previous, source)
     matcher = Matcher(target, colours, most=3000)
     judge = Matcher(target, colours, most=3000, colour_scale=0.5 * FINE_COLOUR_SCALE)
-    starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
-    starts += [follow(coarse, *match) for match in hypotheses(source, target)]
-    if guess is not None:
-        starts.append(coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15))
-    found = []
-    for start in starts:
-        nodes = register_coarse(coarse, samples, start, matcher, targets=guess, confidence=confidence, factor=factor)
+    steps = tuple(zip(STIFFNESS, REACH, strict=True))
+
+    def improve(nodes, part) -> tuple[float, np.ndarray]:
+        nodes = register_coarse(
+            coarse, samples, nodes, matcher, targets=guess, confidence=confidence, factor=factor, steps=part
+        )
         position = coarse.positions(nodes)
         # Of two answers that explain the capture alike (a cube, turned by a quarter), the one that moves less.
         way = 0.01 * np.linalg.norm(position - previous, axis=1).mean() / arap.diagonal
         if guess is not None:
             way += 0.05 * (confidence * np.linalg.norm(position - guess, axis=1)).mean() / arap.diagonal
         stretch = np.sqrt(coarse.energy(nodes))
-        found.append((residual(faces, position, judge, stretch, samples).score + way, len(found), position))
+        return residual(faces, position, judge, stretch, samples).score + way, nodes
+
+    starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
+    starts += [follow(coarse, *match) for match in hypotheses(source, target)]
+    if guess is not None:
+        starts.append(coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15))
+    found = [improve(start, steps[: len(steps) // 2]) for start in starts]
+    found = sorted(found, key=lambda answer: answer[0])[:4]  # the others are not worth the second half
+    best = min((improve(nodes, steps[len(steps) // 2 :]) for _, nodes in found), key=lambda answer: answer[0])
+    # Most of the best answer is right: matched again from there, the rest often falls into place.
+    near = cKDTree(previous).query(source.nodes.points, k=min(30, len(previous)))[1]
+    for place_weight in (1.0, 3.0, 3.0):
+        position = coarse.positions(best[1])
+        _, points, _, _, features = judge.own(samples, position)
+        off, _ = judge.tree.query(features)
+        places = position[near].mean(1)
+        _, around = cKDTree(points).query(places, k=min(12, len(points)))
+        expected = (places, np.exp(-((off[around].mean(1) / 0.04) ** 2)))
+        match = correspond(source, target, place_weight=place_weight, expected=expected)
+        answer = improve(follow(coarse, *match), steps)
+        if answer[0] > 0.98 * best[0]:
+            best = min(best, answer, key=lambda answer: answer[0])
+            break
+        best = answer
     fine = Matcher(target, colours, colour_scale=FINE_COLOUR_SCALE)
-    position = register(arap, samples, min(found)[2], fine, targets=guess, confidence=confidence, factor=factor)
+    position = register(
+        arap, samples, coarse.positions(best[1]), fine, targets=guess, confidence=confidence, factor=factor
+    )
     stretch = np.sqrt(arap.energy(position).mean()) / np.linalg.norm(arap.rest_edges, axis=1).mean()
     return position, residual(faces, position, judge, stretch, samples)
 
 
 def hypotheses(source: Capture, target: Capture) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Different answers of `correspond`: as it stands, and turned about the vertical by quarters (root motion)."""
-    found = [correspond(source, target, place_weight=0.3)]
-    for turn in (None, 0.5, -0.5, 1.0):
-        rotation = None if turn is None else rotation_matrices(np.array([[0.0, 0.0, turn * np.pi]]))[0]
-        answer = correspond(source, target, turn=rotation)
+    """Different answers of `correspond`: trusting places less or shapes more, or turned about the vertical (root motion)."""
+    settings: list[dict] = [
+        {"place_weight": 0.3},
+        {"place_weight": 0.3, "bend_weight": 12.0, "horizon": 0.5},
+        {"bend_weight": 60.0},
+    ]
+    for turn in (0.0, 0.25, -0.25, 0.5, -0.5, 1.0):
+        settings.append({"turn": rotation_matrices(np.array([[0.0, 0.0, turn * np.pi]]))[0]})
+    found = []
+    for setting in settings:
+        answer = correspond(source, target, **setting)
         scale = source.nodes.scale
-        if all(np.linalg.norm(answer[1] - other[1], axis=1).mean() > 0.02 * scale for other in found):
+        if all(np.linalg.norm(answer[1] - other[1], axis=1).mean() > 0.01 * scale for other in found):
             found.append(answer)
     return found
 
