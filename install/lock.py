@@ -84,7 +84,10 @@ TEST = """
     typing-extensions==4.16.0; python_version < "3.11"
     colorama==0.4.6; sys_platform == "win32"
 """
-BEARTYPE = "beartype==0.23.1"
+CORE_TESTS = """
+    beartype==0.23.1
+    trimesh==5.2.0
+"""
 TRAINING = """
     accelerate==1.15.0
     psutil==7.2.2
@@ -133,7 +136,7 @@ LOCKS = {
     "backend": (BACKEND, PYTHONS),
     "cuda": (CUDA, PYTHONS),
     "training": (TRAINING, PYTHONS),
-    "test": (TEST + BEARTYPE, PYTHONS),
+    "test": (TEST + CORE_TESTS, PYTHONS),
     # The bpy wheels exist for one Python each; pytest is part of these environments.
     "blender-4.2": ("bpy==4.2.23" + BPY + TEST, ("3.11",)),
     "blender-4.5": ("bpy==4.5.15" + BPY + TEST, ("3.11",)),
