@@ -16,7 +16,6 @@ import environment
 import locations
 import problems
 from environment import Environment, say
-
 from lim_core.errors import LimError
 
 DEVICES = ("auto", "cpu", "cuda", "rocm", "mps")

@@ -16,7 +16,6 @@ import blender
 import environment
 import locations
 from environment import say
-
 from lim_core import protocol
 from lim_core.errors import LimError, from_os_error
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import locations
 import problems
-
 from lim_core.errors import LimError, from_os_error
 
 # What would make pip or Python look, or install, somewhere else.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import locations
 from environment import say
-
 from lim_core.errors import from_os_error
 
 

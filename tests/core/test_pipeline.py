@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_job
 from PIL import Image
 
+from conftest import make_job
 from lim_core import checkpoint, protocol, request
 from lim_core.errors import LimError
 
