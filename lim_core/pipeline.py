@@ -331,7 +331,9 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
         planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]
         grid = triplane.density_grid(lrm.decoder, planes, TEMPLATE_GRID).cpu().numpy()
-        vertices, faces = surface.clean(*surface.marching_cubes(grid, SURFACE_LEVEL))
+        # A network that is unsure of the shape gives a thin fog: its surface is where half of the thickest is reached.
+        level = min(SURFACE_LEVEL, 0.5 * float(grid.max()))
+        vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
         vertices, faces = surface.simplify(surface.taubin(vertices, faces), faces, request.template_faces)
     return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
 
