@@ -156,6 +156,17 @@ class Nodes:
             self.colours.append((weight @ colour) / weight.sum(1, keepdims=True))
         self.colours, self.area = np.concatenate(self.colours, 1), np.stack(self.area, 1)
 
+    @functools.cached_property
+    def sideways(self) -> np.ndarray:
+        """Unit normal [3] of the upright plane that the surface is most symmetric about: from its left to its right."""
+        centred = self.points - self.mass @ self.points
+        best = (np.inf, np.array([1.0, 0.0, 0.0]))
+        for angle in np.arange(0, np.pi, np.pi / 36):
+            normal = np.array([np.cos(angle), np.sin(angle), 0.0])
+            mirrored = centred - 2 * np.outer(centred @ normal, normal)
+            best = min(best, (cKDTree(centred).query(mirrored)[0].mean(), normal), key=lambda pair: pair[0])
+        return best[1]
+
 
 # ---- which part went where -------------------------------------------------------------------------------------------
 def correspond(
@@ -166,6 +177,7 @@ def correspond(
     place_weight: float = 1.0,
     bend_weight: float = 20.0,
     horizon: float = 1.2,
+    side_weight: float = 0.0,
     expected: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the surfaces of two keyframes coarsely.
@@ -180,6 +192,8 @@ def correspond(
         turn: [3, 3], a rotation of the source about its centroid to begin with; then the centroids are aligned, too.
         place_weight: how much a node's place counts; 0 looks at the intrinsic shape alone.
         bend_weight: how much changed distances count; horizon: where they saturate, in units of the surface's size.
+        side_weight: how much it counts to stay on the left or the right of the source's plane of symmetry, which legs
+            do while they swing past each other.
         expected: where the source's nodes [N, 3] may be at the target, and how sure that is [N]; replaces the rigid motion.
     Returns:
         places on the source [N, 3], where they went [N, 3], confidence [N] in [0, 1].
@@ -198,9 +212,13 @@ def correspond(
     sure = 1.0
     if expected is not None:
         places, sure = expected[0], expected[1][:, None]
+    side = one.sideways if turn is None else turn @ one.sideways
     for attempt in range(2 if expected is None else 1):
         place = ((places[:, None] - two.points[None]) ** 2).sum(2) / (0.25 * scale) ** 2
         unary = intrinsic + place_weight * sure * place / (1 + place)
+        if side_weight:
+            across = ((places @ side)[:, None] - (two.points @ side)[None]) ** 2 / (0.08 * scale) ** 2
+            unary += side_weight * across / (1 + across)
         plan = _sinkhorn(np.exp(-unary / 0.3) * p[:, None] * q[None], p, q)
         for softness in (1.0,) * 12 + (0.4,) * 12:
             cost = unary + bend_weight * (fixed - 2 * first @ plan @ second)
@@ -216,12 +234,14 @@ def correspond(
         stretch = (near * np.minimum(bent, 0.3)).sum(1) / near.sum(1)
         confidence = np.exp(-((stretch / 0.06) ** 2)) * np.clip(local.sum(1), 0, 1)
         if attempt == 0:
-            places = _rigid(one.points, moved, confidence * p, 0.15 * scale)
+            places, rotation = _rigid(one.points, moved, confidence * p, 0.15 * scale)
+            side = rotation @ one.sideways
     return one.points, moved, confidence
 
 
-def _rigid(points: np.ndarray, moved: np.ndarray, weight: np.ndarray, scale: float) -> np.ndarray:
-    """Points [N, 3] under the rigid motion that most of the matches agree on (Geman–McClure over `scale`)."""
+def _rigid(points: np.ndarray, moved: np.ndarray, weight: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 3] under the rigid motion that most of the matches agree on (Geman–McClure over `scale`), and its
+    rotation [3, 3]."""
     robust = np.ones(len(points))
     for _ in range(10):
         share = weight * robust + 1e-12
@@ -230,7 +250,7 @@ def _rigid(points: np.ndarray, moved: np.ndarray, weight: np.ndarray, scale: flo
         rotation = polar(((moved - b).T @ (share[:, None] * (points - a)))[None])[0]
         result = (points - a) @ rotation.T + b
         robust = 1 / (1 + ((result - moved) ** 2).sum(1) / scale**2) ** 2
-    return result
+    return result, rotation
 
 
 def _sinkhorn(plan: np.ndarray, p: np.ndarray, q: np.ndarray, iterations: int = 20) -> np.ndarray:
@@ -544,7 +564,7 @@ def advance(
         )
         position = coarse.positions(nodes)
         # Of two answers that explain the capture alike (a cube, turned by a quarter), the one that moves less.
-        way = 0.01 * np.linalg.norm(position - previous, axis=1).mean() / arap.diagonal
+        way = 0.03 * np.linalg.norm(position - previous, axis=1).mean() / arap.diagonal
         if guess is not None:
             way += 0.05 * (confidence * np.linalg.norm(position - guess, axis=1)).mean() / arap.diagonal
         stretch = np.sqrt(coarse.energy(nodes))
@@ -554,20 +574,30 @@ def advance(
     starts += [follow(coarse, *match) for match in hypotheses(source, target)]
     if guess is not None:
         starts.append(coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15))
-    found = [improve(start, steps[: len(steps) // 2]) for start in starts]
-    found = sorted(found, key=lambda answer: answer[0])[:4]  # the others are not worth the second half
-    best = min((improve(nodes, steps[len(steps) // 2 :]) for _, nodes in found), key=lambda answer: answer[0])
-    # Most of the best answer is right: matched again from there, the rest often falls into place.
-    near = cKDTree(previous).query(source.nodes.points, k=min(30, len(previous)))[1]
-    for place_weight in (1.0, 3.0, 3.0):
-        position = coarse.positions(best[1])
+
+    def rematch(answer, place_weight: float) -> tuple[float, np.ndarray]:
+        """Most of a good answer is right: matched again from where it fits, the rest often falls into place."""
+        position = coarse.positions(answer[1])
         _, points, _, _, features = judge.own(samples, position)
         off, _ = judge.tree.query(features)
         places = position[near].mean(1)
         _, around = cKDTree(points).query(places, k=min(12, len(points)))
-        expected = (places, np.exp(-((off[around].mean(1) / 0.04) ** 2)))
-        match = correspond(source, target, place_weight=place_weight, expected=expected)
-        answer = improve(follow(coarse, *match), steps)
+        sure = np.exp(-((off[around].mean(1) / 0.04) ** 2))
+        match = correspond(source, target, place_weight=place_weight, expected=(places, sure))
+        return improve(follow(coarse, *match), steps)
+
+    near = cKDTree(previous).query(source.nodes.points, k=min(30, len(previous)))[1]
+    half = len(steps) // 2
+    first = sorted((improve(start, steps[:half]) for start in starts), key=lambda answer: answer[0])
+    kept: list[tuple[float, np.ndarray]] = []
+    for answer in first:  # the best of each kind; four kinds are worth the rest of the way
+        if all(np.linalg.norm(answer[1] - k[1], axis=1).mean() > 0.03 * arap.diagonal for k in kept) and len(kept) < 4:
+            kept.append(answer)
+    answers = [improve(nodes, steps[half:]) for _, nodes in kept]
+    answers += [rematch(answer, 1.0) for answer in answers]
+    best = min(answers, key=lambda answer: answer[0])
+    for _ in range(2):
+        answer = rematch(best, 3.0)
         if answer[0] > 0.98 * best[0]:
             best = min(best, answer, key=lambda answer: answer[0])
             break
@@ -586,6 +616,8 @@ def hypotheses(source: Capture, target: Capture) -> list[tuple[np.ndarray, np.nd
         {"place_weight": 0.3},
         {"place_weight": 0.3, "bend_weight": 12.0, "horizon": 0.5},
         {"bend_weight": 60.0},
+        {"place_weight": 0.3, "side_weight": 1.0},
+        {"place_weight": 0.3, "side_weight": 3.0, "bend_weight": 40.0},
     ]
     for turn in (0.0, 0.25, -0.25, 0.5, -0.5, 1.0):
         settings.append({"turn": rotation_matrices(np.array([[0.0, 0.0, turn * np.pi]]))[0]})
