@@ -541,6 +541,9 @@ def advance(
 ) -> tuple[np.ndarray, Residual]:
     """Carry a fitted mesh from one keyframe to the next: several starts, the one that explains the capture best wins.
 
+    The networks' guess is one start among them, the only one that is also held to the guess on its way: whether they are
+    to be believed is decided by the capture, like everything else. (Holding every answer to a wrong guess tore the mesh.)
+
     Args:
         previous: [V, 3], fitted to `source`.
         colours: [V, 3] in [0, 1] of the vertices (`texture.see` at the first keyframe), or None.
@@ -557,25 +560,24 @@ def advance(
     matcher = Matcher(target, colours, most=3000)
     judge = Matcher(target, colours, most=3000, colour_scale=0.5 * FINE_COLOUR_SCALE)
     steps = tuple(zip(STIFFNESS, REACH, strict=True))
+    # Expected is what the networks say as far as they are sure, and no motion otherwise.
+    expected = previous if guess is None else previous + confidence[:, None] * (guess - previous)
 
-    def improve(nodes, part) -> tuple[float, np.ndarray]:
+    def improve(nodes, part, told: bool = False) -> tuple[float, np.ndarray, bool]:
+        targets = guess if told else None
         nodes = register_coarse(
-            coarse, samples, nodes, matcher, targets=guess, confidence=confidence, factor=factor, steps=part
+            coarse, samples, nodes, matcher, targets=targets, confidence=confidence, factor=factor, steps=part
         )
         position = coarse.positions(nodes)
-        # Of two answers that explain the capture alike (a cube, turned by a quarter), the one that moves less.
-        way = 0.03 * np.linalg.norm(position - previous, axis=1).mean() / arap.diagonal
-        if guess is not None:
-            way += 0.05 * (confidence * np.linalg.norm(position - guess, axis=1)).mean() / arap.diagonal
+        # Of two answers that explain the capture alike (a cube, turned by a quarter), the one nearer to what is expected.
+        way = 0.03 * np.linalg.norm(position - expected, axis=1).mean() / arap.diagonal
         stretch = np.sqrt(coarse.energy(nodes))
-        return residual(faces, position, judge, stretch, samples).score + way, nodes
+        return residual(faces, position, judge, stretch, samples).score + way, nodes, told
 
     starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
     starts += [follow(coarse, *match) for match in hypotheses(source, target)]
-    if guess is not None:
-        starts.append(coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15))
 
-    def rematch(answer, place_weight: float) -> tuple[float, np.ndarray]:
+    def rematch(answer, place_weight: float) -> tuple[float, np.ndarray, bool]:
         """Most of a good answer is right: matched again from where it fits, the rest often falls into place."""
         position = coarse.positions(answer[1])
         _, points, _, _, features = judge.own(samples, position)
@@ -588,12 +590,16 @@ def advance(
 
     near = cKDTree(previous).query(source.nodes.points, k=min(30, len(previous)))[1]
     half = len(steps) // 2
-    first = sorted((improve(start, steps[:half]) for start in starts), key=lambda answer: answer[0])
-    kept: list[tuple[float, np.ndarray]] = []
+    first = [improve(start, steps[:half]) for start in starts]
+    if guess is not None:
+        guessed = coarse.solve(guess, confidence, previous[coarse.nodes], iterations=15)
+        first.append(improve(guessed, steps[:half], told=True))
+    first.sort(key=lambda answer: answer[0])
+    kept: list[tuple[float, np.ndarray, bool]] = []
     for answer in first:  # the best of each kind; four kinds are worth the rest of the way
         if all(np.linalg.norm(answer[1] - k[1], axis=1).mean() > 0.03 * arap.diagonal for k in kept) and len(kept) < 4:
             kept.append(answer)
-    answers = [improve(nodes, steps[half:]) for _, nodes in kept]
+    answers = [improve(nodes, steps[half:], told) for _, nodes, told in kept]
     answers += [rematch(answer, 1.0) for answer in answers]
     best = min(answers, key=lambda answer: answer[0])
     for _ in range(2):
@@ -603,8 +609,9 @@ def advance(
             break
         best = answer
     fine = Matcher(target, colours, colour_scale=FINE_COLOUR_SCALE)
+    told = guess if best[2] else None
     position = register(
-        arap, samples, coarse.positions(best[1]), fine, targets=guess, confidence=confidence, factor=factor
+        arap, samples, coarse.positions(best[1]), fine, targets=told, confidence=confidence, factor=factor
     )
     stretch = np.sqrt(arap.energy(position).mean()) / np.linalg.norm(arap.rest_edges, axis=1).mean()
     return position, residual(faces, position, judge, stretch, samples)
