@@ -162,7 +162,7 @@ def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> 
         condition = model.condition(views, views) if canonical else model.condition(views)
         tokens = condition[0][:, : 3 * model.config.plane_tokens**2].mean(1, keepdim=True)
         stream = tokens.expand(-1, 3 * model.config.plane_tokens**2, -1)
-        features = Features(stream, [stream] * model.config.lim_blocks)
+        features = Features(stream, [stream] * model.config.lim_blocks, condition[1])
         triplane = model(features, condition, torch.tensor([0.5], device=device))[0]
         decoded = []
     return torch.cat([triplane.flatten()[::7], *decoded]).float().cpu().contiguous()

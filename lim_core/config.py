@@ -16,9 +16,9 @@ NETWORKS = ("lrm", "lrm-xyz", "lim", "lim-xyz")
 class ModelConfig:
     """One reconstructor and the interpolator on top of it; both twins (RGB, canonical) share the sizes."""
 
-    image_size: int = 64
+    image_size: int = 128
     """Pixels along each side of an input view; captures are averaged down to it."""
-    patch: int = 8
+    patch: int = 16
     """Pixels along each side of an image token."""
     width: int = 128
     heads: int = 4
@@ -30,19 +30,24 @@ class ModelConfig:
     """LIM blocks, one for each of the last LRM blocks (the paper: 6)."""
     plane_tokens: int = 12
     """Tokens along each side of a plane; the triplane has 3 × plane_tokens²."""
-    upsample: int = 5
+    upsample: int = 6
     """Each token becomes upsample² cells of the plane."""
     channels: int = 16
     """Features per plane cell."""
     decoder_width: int = 64
     """Hidden units of the two-layer network that turns plane features into density and content."""
-    ray_samples: int = 48
+    ray_samples: int = 40
     evidence: bool = True
-    """Take position maps where the capture has them: as channels of the image tokens and splatted onto the planes.
-    Off is the paper's form (RGB and Plücker rays only)."""
+    """Fuse masks and, where the capture has them, position maps (evidence.py) into the planes, refine the planes by
+    convolutions, and let the decoder know its point. Off is the paper's form (RGB and Plücker rays only)."""
+    evidence_channels: int = 32
+    """Features of the fused evidence per plane cell; divisible by 8."""
+    refine_blocks: int = 1
+    """Convolution blocks between the cells of the tokens ⊕ the evidence and the triplane."""
 
     @property
     def plane_size(self) -> int:
+        """Cells along each side of a plane; divisible by 4."""
         return self.plane_tokens * self.upsample
 
 
@@ -54,8 +59,8 @@ def nano() -> ModelConfig:
 def small() -> ModelConfig:
     """The bundled size once a GPU has trained it: the paper's depth at a laptop's width."""
     return ModelConfig(
-        image_size=128, width=256, heads=4, encoder_blocks=4, blocks=12, lim_blocks=6, plane_tokens=32, upsample=4,
-        ray_samples=64,
+        image_size=128, patch=8, width=256, heads=4, encoder_blocks=4, blocks=12, lim_blocks=6, plane_tokens=32, upsample=4,
+        ray_samples=64, refine_blocks=2,
     )  # fmt: skip
 
 
@@ -63,7 +68,7 @@ def base() -> ModelConfig:
     """The scale of the paper's family, for those with a cluster."""
     return ModelConfig(
         image_size=256, patch=16, width=768, heads=12, encoder_blocks=12, blocks=12, lim_blocks=6, plane_tokens=32,
-        upsample=4, channels=32, ray_samples=96,
+        upsample=4, channels=32, ray_samples=96, evidence_channels=64, refine_blocks=3,
     )  # fmt: skip
 
 

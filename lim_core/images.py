@@ -76,37 +76,3 @@ def network_input(views: Views, evidence: bool) -> Float[Tensor, "B V H W C"]:
 
 def input_channels(evidence: bool) -> int:
     return 14 if evidence else 9
-
-
-PLANE_AXES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # (column axis, row axis, axis looked along) of the planes XY, XZ, YZ
-SPLAT_CHANNELS = 7
-
-
-def splat(views: Views, plane_size: int) -> Float[Tensor, "B 3 C R R"]:
-    """The seen surface as three orthographic pictures, aligned with the planes of the triplane.
-
-    Every pixel with known depth drops its content and its height over the plane into the cell below it. Channels: mean
-    content (3), mean, lowest and highest height, whether the cell is hit. All 0 for a scene without depth.
-    """
-    batch = views.content.shape[0]
-    cells = plane_size * plane_size
-    out = views.content.new_zeros(batch * 3 * cells, SPLAT_CHANNELS)
-    scene, view, row, column = torch.nonzero(views.depth_known > 0.5, as_tuple=True)
-    if len(scene) == 0:
-        return out.view(batch, 3, plane_size, plane_size, -1).permute(0, 1, 4, 2, 3)
-    points = views.position[scene, view, row, column]
-    content = views.content[scene, view, row, column]
-    grid = ((points + 1) * (plane_size / 2)).floor().long().clamp(0, plane_size - 1)
-    index, value, height = [], [], []
-    for plane, (a, b, c) in enumerate(PLANE_AXES):
-        index.append((scene * 3 + plane) * cells + grid[:, b] * plane_size + grid[:, a])
-        height.append(points[:, c])
-        value.append(torch.cat([content, points[:, c : c + 1], torch.ones_like(points[:, :1])], 1))
-    index, value, height = torch.cat(index), torch.cat(value), torch.cat(height)
-    total = views.content.new_zeros(len(out), 5).index_add_(0, index, value)
-    mean = total[:, :4] / total[:, 4:].clamp_min(1)
-    hit = (total[:, 4:] > 0).to(mean.dtype)
-    low = out.new_zeros(len(out)).scatter_reduce_(0, index, height, "amin", include_self=False)
-    high = out.new_zeros(len(out)).scatter_reduce_(0, index, height, "amax", include_self=False)
-    out = torch.cat([mean, low[:, None], high[:, None], hit], 1)
-    return out.view(batch, 3, plane_size, plane_size, -1).permute(0, 1, 4, 2, 3)

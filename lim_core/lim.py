@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LIM: T̂_{k+α} = LIM(F_k, I_{k+1}, α), continuous in α (LIM, section 3.2), and its canonical twin LIM̄.
 
-    stream  = LRM's features before its last blocks ⊕ sinusoidal encoding of α [+ the target's splatted evidence]
+    stream  = LRM's features before its last blocks ⊕ sinusoidal encoding of α [+ the target's fused evidence]
     × blocks: LN → cross-attention to F_k's block i → +;  LN → cross-attention to the image tokens of k+1 → +;
               LN → self-attention → +;  LN → MLP → +
-    triplane = head; the decoder that reads it is LRM's own, frozen.
+    triplane = head [refined with the evidence of both times, advanced to α]; the decoder that reads it is LRM's own, frozen.
 
 The twin carries canonical coordinates: F̄_k comes from LRM̄ on the canonical renders of the source time, the image tokens
 from the RGB of BOTH times (the target's canonical renders do not exist): joined as views of one token set, source first.
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import LimError
+from .evidence import Advance, Pillars, PlaneTokens, Refine, fuse
 from .images import Views
-from .lrm import LRM, Attention, Features, ImageEncoder, PlaneEvidence, TriplaneHead, mlp, sincos
+from .lrm import LRM, Attention, Features, ImageEncoder, TriplaneHead, mlp, sincos
 
 ALPHA_SCALE = 1000.0  # α in [0, 1] is encoded as 0..1000, the range that the frequencies of `sincos` resolve
 
@@ -58,8 +59,12 @@ class LIM(nn.Module):
         if canonical:
             self.time_embed = nn.Parameter(torch.zeros(2, config.width))  # tells the source's tokens from the target's
         self.join_alpha = nn.Linear(2 * config.width, config.width)
-        self.evidence = PlaneEvidence(config) if config.evidence else None
-        self.join_evidence = nn.Linear(config.width, config.width) if config.evidence else None
+        if config.evidence:
+            self.pillars = Pillars(config)
+            self.plane_tokens = PlaneTokens(config)
+            self.join_evidence = nn.Linear(config.width, config.width)
+            self.advance = Advance(config, canonical)
+            self.refine = Refine(config)
         self.blocks = nn.ModuleList(LIMBlock(config) for _ in range(config.lim_blocks))
         self.head = TriplaneHead(config)
 
@@ -78,8 +83,10 @@ class LIM(nn.Module):
         self.join_alpha.weight[:, :width] = torch.eye(width)
         self.join_alpha.weight[:, width:] *= 0.5
         self.join_alpha.bias.zero_()
-        if self.evidence is not None:
-            self.evidence.load_state_dict(pictures.evidence.state_dict())
+        if self.config.evidence:
+            self.pillars.load_state_dict(pictures.pillars.state_dict())
+            self.plane_tokens.load_state_dict(pictures.plane_tokens.state_dict())
+            self.refine.load_state_dict(lrm.refine.state_dict())
             self.join_evidence.weight.mul_(0.1)
             self.join_evidence.bias.zero_()
         for block, source in zip(self.blocks, lrm.blocks[-self.config.lim_blocks :]):
@@ -92,7 +99,7 @@ class LIM(nn.Module):
                 getattr(block, mine).load_state_dict(copy.deepcopy(getattr(source, theirs).state_dict()))
 
     def condition(self, target: Views, source: Views | None = None) -> tuple[Tensor, Tensor | None]:
-        """What does not depend on α: the image tokens and the target's evidence. Compute once per pair of keyframes.
+        """What does not depend on α: the image tokens and the planes of the target's evidence. Compute once per pair of keyframes.
 
         Args:
             target: RGB views of the next keyframe.
@@ -107,7 +114,8 @@ class LIM(nn.Module):
             if source.content.shape != target.content.shape:
                 raise LimError("bad_capture", "Two keyframes were captured with different numbers of views.")
             tokens = torch.cat([self.encoder(source) + self.time_embed[0], tokens + self.time_embed[1]], 1)
-        return tokens, None if self.evidence is None else self.evidence(target)
+        planes = self.pillars(fuse(target, self.config.plane_size)) if self.config.evidence else None
+        return tokens, planes
 
     def forward(
         self,
@@ -124,16 +132,21 @@ class LIM(nn.Module):
             raise LimError("bad_request", f"Alpha {alpha.tolist()} lies outside the interval from 0 to 1.")
         if len(features.blocks) != len(self.blocks) or features.entering.shape[-1] != self.config.width:
             raise LimError("weights_broken", "The interpolator was given features of another reconstructor.")
-        tokens, evidence = condition
+        tokens, target = condition
         batch = len(alpha)
         stream = features.entering.expand(batch, -1, -1)
         time = sincos(alpha.float() * ALPHA_SCALE, self.config.width).to(stream)[:, None].expand_as(stream)
         x = self.join_alpha(torch.cat([stream, time], -1))
-        if evidence is not None:
-            x = x + self.join_evidence(evidence).expand(batch, -1, -1)
+        if target is not None:
+            x = x + self.join_evidence(self.plane_tokens(target)).expand(batch, -1, -1)
         tokens = tokens.expand(batch, -1, -1)
         outputs = []
         for block, feature in zip(self.blocks, features.blocks):
             x = block(x, feature.expand(batch, -1, -1), tokens)
             outputs.append(x)
-        return self.head(x), Features(features.entering.expand(batch, -1, -1), outputs)
+        triplane, planes = self.head(x), None
+        if target is not None:
+            ends = (planes.expand(batch, -1, -1, -1, -1) for planes in (features.planes, target))
+            planes = self.advance(triplane, *ends, alpha)
+            triplane = self.refine(triplane, planes)
+        return triplane, Features(features.entering.expand(batch, -1, -1), outputs, planes)

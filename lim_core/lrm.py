@@ -2,9 +2,9 @@
 """LRM: calibrated views of one time → triplane (LIM, section 3.1), and its canonical twin LRM̄.
 
     image tokens = ViT(patches of pixels ⊕ Plücker rays), all views together
-    stream       = plane tokens (sin-cos of plane and place) [+ the splatted evidence]
+    stream       = plane tokens (sin-cos of plane and place) [+ the fused evidence]
     × blocks:      LN → cross-attention to the image tokens → +;  LN → self-attention → +;  LN → MLP → +
-    triplane     = linear + pixel shuffle
+    triplane     = linear + pixel shuffle [+ convolutions of it and the evidence]
 
 The twin has the same shape; its content channels are canonical coordinates instead of colours.
 """
@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .images import SPLAT_CHANNELS, Views, input_channels, network_input, splat
+from .evidence import Pillars, PlaneTokens, Refine, fuse
+from .images import Views, input_channels, network_input
 from .triplane import TriplaneDecoder
 
 
@@ -31,10 +32,12 @@ class Features:
     Attributes:
         entering: [B, N, W] output of the block before the last `lim_blocks` (the paper: of block 6 of 12).
         blocks: `lim_blocks` tensors [B, N, W], the outputs of the last blocks, in order.
+        planes: [B, 3, E, R, R] fused evidence of that time, None in the paper's form.
     """
 
     entering: Float[Tensor, "B N W"]
     blocks: list[Float[Tensor, "B N W"]]
+    planes: Float[Tensor, "B 3 E R R"] | None = None
 
 
 def sincos(place: Float[Tensor, "N"], width: int) -> Float[Tensor, "N W"]:
@@ -115,24 +118,8 @@ class ImageEncoder(nn.Module):
         return self.norm(tokens)
 
 
-class PlaneEvidence(nn.Module):
-    """The splatted surface (images.splat) as plane tokens [B, 3·P², W]; a scene without depth gives the bias alone."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        width_in = SPLAT_CHANNELS * config.upsample**2
-        self.weight = nn.Parameter(torch.randn(3, width_in, config.width) * width_in**-0.5)
-        self.bias = nn.Parameter(torch.zeros(3, 1, config.width))
-
-    def forward(self, views: Views) -> Float[Tensor, "B N W"]:
-        planes = splat(views, self.config.plane_size)  # B 3 C R R
-        patches = F.pixel_unshuffle(planes, self.config.upsample).flatten(3).transpose(2, 3)  # B 3 P² C·u²
-        return (torch.einsum("bpnc,pcw->bpnw", patches, self.weight) + self.bias).flatten(1, 2)
-
-
 class TriplaneHead(nn.Module):
-    """Plane tokens → triplane [B, 3, C, R, R]: a linear layer and a pixel shuffle (a deconvolution without overlap)."""
+    """Plane tokens → cells [B, 3, C, R, R]: a linear layer and a pixel shuffle (a deconvolution without overlap)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -175,19 +162,26 @@ class LRM(nn.Module):
         planes = torch.cat([sincos_grid(config.plane_tokens, config.width)] * 3)
         self.tokens = nn.Parameter(planes + 0.02 * torch.randn_like(planes))
         self.plane_embed = nn.Parameter(0.5 * torch.randn(3, 1, config.width))
-        self.evidence = PlaneEvidence(config) if config.evidence else None
+        self.pillars = Pillars(config) if config.evidence else None
+        self.plane_tokens = PlaneTokens(config) if config.evidence else None
         self.blocks = nn.ModuleList(LRMBlock(config) for _ in range(config.blocks))
         self.head = TriplaneHead(config)
+        self.refine = Refine(config) if config.evidence else None
         self.decoder = TriplaneDecoder(config, canonical)
 
     def forward(self, views: Views) -> tuple[Float[Tensor, "B 3 C R R"], Features]:
         image_tokens = self.encoder(views)
         x = (self.tokens.unflatten(0, (3, -1)) + self.plane_embed).flatten(0, 1).expand(len(image_tokens), -1, -1)
-        if self.evidence is not None:
-            x = x + self.evidence(views)
+        planes = None
+        if self.pillars is not None:
+            planes = self.pillars(fuse(views, self.config.plane_size))
+            x = x + self.plane_tokens(planes)
         outputs = []
         for block in self.blocks:
             x = block(x, image_tokens)
             outputs.append(x)
         first = self.config.blocks - self.config.lim_blocks
-        return self.head(x), Features(outputs[first - 1], outputs[first:])
+        triplane = self.head(x)
+        if self.refine is not None:
+            triplane = self.refine(triplane, planes)
+        return triplane, Features(outputs[first - 1], outputs[first:], planes)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .images import pixel_rays
 
 RADIUS = 1.0  # everything lies in the unit sphere
+FOCUS = 0.1  # half the length of a ray on which focused samples lie
 
 
 def sphere_interval(
@@ -48,6 +49,7 @@ def render_rays(
     *,
     samples: int,
     jitter: bool = False,
+    focus: Float[Tensor, "B N"] | None = None,
     chunk: int = 1 << 20,
 ) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N"], Float[Tensor, "B N"]]:
     """Premultiplied content, premultiplied planar depth and mask of rays.
@@ -55,16 +57,29 @@ def render_rays(
     Args:
         samples: points per ray, evenly spaced inside the unit sphere.
         jitter: stratified samples (training) instead of the middles.
+        focus: planar depth around which the second half of the samples is gathered, 0 where none is known (training:
+            the true depth, so that few samples resolve a surface).
         chunk: points evaluated at once; with gradients each chunk is recomputed in the backward pass, so memory does
             not grow with the number of rays.
     """
 
-    def march(origins: Tensor, directions: Tensor):
+    def spread(near: Tensor, far: Tensor, number: int) -> Tensor:
+        offset = torch.rand(*near.shape, number, device=near.device) if jitter else 0.5
+        return near[..., None] + (far - near)[..., None] / number * (torch.arange(number, device=near.device) + offset)
+
+    def march(origins: Tensor, directions: Tensor, focus: Tensor | None = None):
         batch, count = origins.shape[:2]
         near, far = sphere_interval(origins, directions)
-        offset = torch.rand(batch, count, samples, device=origins.device) if jitter else 0.5
-        step = ((far - near) / samples)[..., None]
-        t = near[..., None] + step * (torch.arange(samples, device=origins.device) + offset)
+        if focus is None:
+            t = spread(near, far, samples)
+            step = ((far - near) / samples)[..., None].expand_as(t)
+        else:
+            known = (focus > 0) & (far > near)
+            low = torch.where(known, focus - FOCUS, near).clamp(near, far)
+            high = torch.where(known, focus + FOCUS, far).clamp(near, far)
+            t = torch.cat([spread(near, far, samples - samples // 2), spread(low, high, samples // 2)], -1).sort(-1)[0]
+            edges = torch.cat([near[..., None], (t[..., 1:] + t[..., :-1]) / 2, far[..., None]], -1)
+            step = edges.diff(dim=-1)
         points = origins[..., None, :] + t[..., None] * directions[..., None, :]
         density, content = decoder(triplane, points.flatten(1, 2))
         delta = step * directions.norm(dim=-1, keepdim=True)
@@ -72,11 +87,12 @@ def render_rays(
         return composite(density.view(shape), content.view(*shape, 3), t, delta)
 
     size = max(1, chunk // (samples * triplane.shape[0]))
+    rays = (origins, directions) if focus is None else (origins, directions, focus)
     if origins.shape[1] <= size:
-        return march(origins, directions)
+        return march(*rays)
     parts = []
-    for o, d in zip(origins.split(size, 1), directions.split(size, 1)):
-        parts.append(checkpoint(march, o, d, use_reentrant=False) if torch.is_grad_enabled() else march(o, d))
+    for part in zip(*(tensor.split(size, 1) for tensor in rays)):
+        parts.append(checkpoint(march, *part, use_reentrant=False) if torch.is_grad_enabled() else march(*part))
     return tuple(torch.cat(part, 1) for part in zip(*parts))
 
 

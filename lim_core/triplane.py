@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .images import PLANE_AXES
 
+PLANE_AXES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # (column axis, row axis, axis looked along) of the planes XY, XZ, YZ
+PLACE_CHANNELS = 27  # the point itself and four octaves of its sines and cosines
 DENSITY_SCALE = 50.0
 DENSITY_BIAS = 5.0  # an untrained triplane is nearly empty: the opposite start stays a grey blob
 
@@ -33,14 +36,21 @@ class TriplaneDecoder(nn.Module):
         super().__init__()
         width = config.decoder_width
         self.canonical = canonical
+        self.place = config.evidence
+        inputs = 3 * config.channels + (PLACE_CHANNELS if config.evidence else 0)
         self.layers = nn.Sequential(
-            nn.Linear(3 * config.channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4)
+            nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4)
         )
 
     def forward(
         self, triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
-        raw = self.layers(sample_planes(triplane, points))
+        features = sample_planes(triplane, points)
+        if self.place:
+            wave = points[..., None, :] * (math.pi * 2.0 ** torch.arange(4, device=points.device))[:, None]
+            place = torch.cat([points, wave.sin().flatten(-2), wave.cos().flatten(-2)], -1)
+            features = torch.cat([features, place.to(features)], -1)
+        raw = self.layers(features)
         density = DENSITY_SCALE * F.softplus(raw[..., 0].float() - DENSITY_BIAS)
         content = raw[..., 1:].float()
         return density, 1.1 * torch.tanh(content) if self.canonical else torch.sigmoid(content)

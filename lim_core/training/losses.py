@@ -12,9 +12,11 @@ from torch import Tensor
 from ..images import Views
 from ..lim import LIM
 from ..lrm import LRM
+from ..perceptual import Perceptual
 from ..render import render_rays
 from ..triplane import TriplaneDecoder
 from .batches import Batch, Rays
+from .perceptual import patch_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,8 @@ class LossWeights:
     """Mean absolute error of planar depth on the object, in model units."""
     causal: float = 1.0
     """L_causal against L_T."""
+    perceptual: float = 0.2
+    """The perceptual distance of rendered squares, where weights for it are given."""
     render: float = 1.0
     """The rendering loss of an interpolated triplane against L_T; 0 is the paper's form."""
 
@@ -35,7 +39,9 @@ def rendering_loss(
     decoder: TriplaneDecoder, triplane: Tensor, rays: Rays, samples: int, weights: LossWeights, *, canonical: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_rgb (or L_can) + L_mask + L_depth of rendered rays, and the parts for the log."""
-    content, depth, mask = render_rays(decoder, triplane, rays.origins, rays.directions, samples=samples, jitter=True)
+    content, depth, mask = render_rays(
+        decoder, triplane, rays.origins, rays.directions, samples=samples, jitter=True, focus=rays.depth_planar
+    )
     solid = (rays.depth_planar > 0).float() * (rays.alpha > 0.5)
     count = solid.sum().clamp_min(1)
     if canonical:
@@ -43,7 +49,8 @@ def rendering_loss(
         loss_content = (error.mean(-1) * solid).sum() / count
     else:
         loss_content = F.mse_loss(content + 1 - mask[..., None], rays.rgb)
-    loss_mask = F.binary_cross_entropy(mask.clamp(1e-4, 1 - 1e-4), rays.alpha)
+    sure = mask.clamp(1e-4, 1 - 1e-4)  # written out: torch's binary_cross_entropy refuses to run under CUDA's autocast
+    loss_mask = -(rays.alpha * sure.log() + (1 - rays.alpha) * torch.log1p(-sure)).mean()
     loss_depth = ((depth + (1 - mask) * rays.depth_planar - rays.depth_planar).abs() * solid).sum() / count
     total = weights.content * loss_content + weights.mask * loss_mask + weights.depth * loss_depth
     with torch.no_grad():
@@ -52,7 +59,10 @@ def rendering_loss(
     return total, {"content": loss_content, "mask": loss_mask, "depth": loss_depth, "iou": iou}
 
 
-def reconstruction_loss(model: LRM, batch: Batch, weights: LossWeights, *, canonical: bool, drop_depth: float):
+def reconstruction_loss(
+    model: LRM, batch: Batch, weights: LossWeights, *, canonical: bool, drop_depth: float,
+    perceptual: Perceptual | None = None,
+):  # fmt: skip
     """The reconstructor's loss; the depth evidence is hidden for a random share of the scenes."""
     views = batch.views_middle
     if canonical:
@@ -60,12 +70,18 @@ def reconstruction_loss(model: LRM, batch: Batch, weights: LossWeights, *, canon
     if drop_depth > 0:
         views = views.without_depth((torch.rand(len(batch.alpha), device=batch.alpha.device) < drop_depth).float())
     triplane, _ = model(views)
-    return rendering_loss(model.decoder, triplane, batch.rays, model.config.ray_samples, weights, canonical=canonical)
+    samples = model.config.ray_samples
+    total, parts = rendering_loss(model.decoder, triplane, batch.rays, samples, weights, canonical=canonical)
+    if perceptual is not None:
+        parts["perceptual"] = patch_distance(perceptual, model.decoder, triplane, batch.patch, samples)
+        total = total + weights.perceptual * parts["perceptual"]
+    return total, parts
 
 
 def interpolation_loss(
-    model: LIM, lrm: LRM, batch: Batch, scale: Tensor, weights: LossWeights, *, samples: int, generator=None
-):
+    model: LIM, lrm: LRM, batch: Batch, scale: Tensor, weights: LossWeights, *, samples: int, generator=None,
+    perceptual: Perceptual | None = None,
+):  # fmt: skip
     """L_T + L_causal (LIM, equations 2 and 3), plus an optional rendering loss of the interpolated triplane.
 
     Args:
@@ -94,6 +110,9 @@ def interpolation_loss(
         loss, more = rendering_loss(lrm.decoder, direct, batch.rays, samples, weights, canonical=model.canonical)
         total = total + weights.render * loss
         parts |= more
+    if perceptual is not None:
+        parts["perceptual"] = patch_distance(perceptual, lrm.decoder, direct, batch.patch, samples)
+        total = total + weights.perceptual * parts["perceptual"]
     return total, parts
 
 

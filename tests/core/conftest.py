@@ -13,13 +13,14 @@ from jaxtyping import install_import_hook
 
 # Every call of a function whose signature states shapes is checked against them (test_networks.py has the canary).
 install_import_hook(
-    ["lim_core.images", "lim_core.lim", "lim_core.lrm", "lim_core.render", "lim_core.triplane"], "beartype.beartype"
+    [f"lim_core.{name}" for name in ("evidence", "images", "lim", "lrm", "render", "triplane")], "beartype.beartype"
 )
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lim_core import cameras, checkpoint, config, protocol, request
 from lim_core.config import ModelConfig
@@ -28,7 +29,7 @@ from lim_core.images import Views
 
 TINY = ModelConfig(
     image_size=32, patch=8, width=32, heads=2, encoder_blocks=1, blocks=3, lim_blocks=2, plane_tokens=4, upsample=4,
-    channels=4, decoder_width=16, ray_samples=16,
+    channels=4, decoder_width=16, ray_samples=16, evidence_channels=8, refine_blocks=1,
 )  # fmt: skip
 
 
@@ -49,6 +50,24 @@ def tiny_weights(tmp_path_factory) -> Path:
     for network in config.NETWORKS:
         checkpoint.save(folder / network, network, checkpoint.build(network, TINY).eval(), {"test": True})
     return folder
+
+
+@pytest.fixture(scope="session")
+def perceptual_file(tmp_path_factory) -> Path:
+    """Random weights with the names and shapes of VGG-16 and the LPIPS heads."""
+    torch.manual_seed(0)
+    weights, channels = {}, 3
+    widths = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
+    widths |= dict.fromkeys((17, 19, 21, 24, 26, 28), 512)
+    for layer, width in widths.items():
+        weights[f"features.{layer}.weight"] = torch.randn(width, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+        weights[f"features.{layer}.bias"] = torch.randn(width) * 0.1
+        channels = width
+    for head, width in enumerate((64, 128, 256, 512, 512)):
+        weights[f"lin{head}.model.1.weight"] = torch.rand(1, width, 1, 1)
+    path = tmp_path_factory.mktemp("perceptual") / "vgg.safetensors"
+    save_file(weights, path)
+    return path
 
 
 def make_job(folder: Path, weights: Path | str = "", *, still: bool = False, seed: int = 3, **changes) -> Path:

@@ -13,7 +13,6 @@ from jaxtyping import TypeCheckError
 from conftest import TINY, ball_views
 from lim_core import checkpoint, config
 from lim_core.errors import LimError
-from lim_core.images import splat
 from lim_core.lim import LIM
 from lim_core.lrm import LRM, Features
 
@@ -110,26 +109,6 @@ def test_any_number_of_views():
     views = ball_views(TINY)
     two = type(views)(*(getattr(views, n)[:, :2] for n in views.__dataclass_fields__))
     assert torch.isfinite(model(two)[0]).all()
-
-
-def test_splat_puts_points_where_they_are():
-    views = ball_views(TINY, shift=0.0)
-    planes = splat(views, 16)
-    hit = planes[0, 0, 6]  # XY plane, indexed [y, x]
-    steps = (torch.arange(16) + 0.5) / 8 - 1
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    assert hit[(x**2 + y**2).sqrt() > 0.75].sum() == 0
-    assert hit[(x**2 + y**2).sqrt() < 0.45].mean() > 0.5
-    cells = hit > 0
-    colour = planes[0, 0, :3, cells]  # the ball is coloured by its position
-    torch.testing.assert_close(colour[0], x[cells] * 0.5 + 0.5, atol=0.05, rtol=0)
-    torch.testing.assert_close(colour[1], y[cells] * 0.5 + 0.5, atol=0.05, rtol=0)
-
-
-def test_hidden_depth_hides_the_evidence():
-    views = ball_views(TINY).without_depth(torch.ones(1))
-    assert splat(views, 16).abs().sum() == 0
-    assert torch.isfinite(LRM(TINY)(views)[0]).all()
 
 
 def test_the_paper_form_has_no_evidence():
