@@ -53,8 +53,9 @@ def pixel_rays(
     steps = torch.arange(size, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5
     v, u = torch.meshgrid(steps, steps, indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], -1)
-    rotation = camera_to_world[..., :3, :3] @ torch.linalg.inv(intrinsics)
-    directions = torch.einsum("...ij,hwj->...hwi", rotation, pixels)
+    with torch.autocast(intrinsics.device.type, enabled=False):  # half precision would move rays by pixels
+        rotation = camera_to_world[..., :3, :3] @ torch.linalg.inv(intrinsics)
+        directions = torch.einsum("...ij,hwj->...hwi", rotation, pixels)
     return camera_to_world[..., None, None, :3, 3].expand_as(directions), directions
 
 

@@ -22,7 +22,8 @@ def sample_planes(triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B
     """Bilinear features of points in [-1, 1]³, those of the three planes side by side; 0 outside."""
     batch, _, channels, size, _ = triplane.shape
     grid = torch.stack([points[..., (a, b)] for a, b, _ in PLANE_AXES], 1).flatten(0, 1)[:, None]
-    features = F.grid_sample(triplane.flatten(0, 1), grid.to(triplane), align_corners=False)  # [B*3, C, 1, N]
+    # In fp32 also while training in half precision, which would move points by half a cell.
+    features = F.grid_sample(triplane.flatten(0, 1).float(), grid.float(), align_corners=False)  # [B*3, C, 1, N]
     return features.view(batch, 3 * channels, -1).transpose(1, 2)
 
 

@@ -43,15 +43,15 @@ def rendering_loss(
         decoder, triplane, rays.origins, rays.directions, samples=samples, jitter=True, focus=rays.depth_planar
     )
     solid = (rays.depth_planar > 0).float() * (rays.alpha > 0.5)
-    count = solid.sum().clamp_min(1)
+    share = solid / solid.sum(1, keepdim=True).clamp_min(1) / len(solid)  # every scene counts alike, in any batch
     if canonical:
         error = (content - mask[..., None].detach() * rays.canonical) ** 2
-        loss_content = (error.mean(-1) * solid).sum() / count
+        loss_content = (error.mean(-1) * share).sum()
     else:
         loss_content = F.mse_loss(content + 1 - mask[..., None], rays.rgb)
     sure = mask.clamp(1e-4, 1 - 1e-4)  # written out: torch's binary_cross_entropy refuses to run under CUDA's autocast
     loss_mask = -(rays.alpha * sure.log() + (1 - rays.alpha) * torch.log1p(-sure)).mean()
-    loss_depth = ((depth + (1 - mask) * rays.depth_planar - rays.depth_planar).abs() * solid).sum() / count
+    loss_depth = ((depth + (1 - mask) * rays.depth_planar - rays.depth_planar).abs() * share).sum()
     total = weights.content * loss_content + weights.mask * loss_mask + weights.depth * loss_depth
     with torch.no_grad():
         hit, true = mask > 0.5, rays.alpha > 0.5

@@ -1,342 +1,444 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m lim_core train NETWORK`: one visible loop for the four networks.
 
-The run folder holds state.safetensors + state.json (everything to go on from), log.csv, samples/*.png and, at the end and at
-every save, `checkpoint/`: the averaged weights in the form that the rest of the project loads.
+Several processes: `torchrun --nproc-per-node N -m lim_core train NETWORK …`. What a run folder holds: state.py, logs.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+import dataclasses
 import math
-import os
-import subprocess
+import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from .. import checkpoint, config, device
-from ..data.cache import RIG_VIEWS, STEPS, Cache
+from ..data.cache import Cache
 from ..errors import LimError
-from ..render import render_image
-from .batches import Prefetch, canonical_views, draw, rig_views
-from .losses import (
-    LossWeights,
-    channel_scale,
-    interpolation_diagnosis,
-    interpolation_loss,
-    reconstruction_loss,
-)
+from ..perceptual import Perceptual
+from ..perceptual import load as load_perceptual
+from . import speed, state
+from .batches import Batch, Draws, Feed, checked, collect, open_cache, refresh
+from .logs import Log
+from .losses import LossWeights, channel_scale, interpolation_loss, reconstruction_loss
+from .processes import Processes
+from .watch import watch
+
+LOG_SECONDS = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="lim_core train", description=__doc__.splitlines()[0])
     p.add_argument("network", choices=config.NETWORKS)
     p.add_argument("--cache", required=True, help="folder of rendered sequences (python -m lim_core cache)")
-    p.add_argument("--out", required=True, help="run folder; a run that was interrupted goes on from there")
+    p.add_argument("--out", default="", help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--preset", default="nano", choices=config.PRESETS)
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
     p.add_argument(
         "--steps", type=int, default=0, help="stop after so many steps instead; the curve is then repeatable"
     )
+    p.add_argument(
+        "--call-minutes", type=float, default=math.inf, help="save and return by then; the same command goes on"
+    )
     p.add_argument("--start", default="", help="checkpoint folder to start the weights from (an LRM for lrm-xyz)")
     p.add_argument("--lrm", default="", help="lim: frozen LRM; lim-xyz: frozen LRM of the canonical twin")
-    p.add_argument("--lrm-rgb", default="", help="lim-xyz: RGB LRM or LIM folder whose picture encoder it starts from")
-    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--lrm-rgb", default="", help="lim-xyz: RGB LRM folder whose picture encoder it starts from")
+    p.add_argument("--batch", type=int, default=8, help="scenes in a step, over all processes")
     p.add_argument("--rays", type=int, default=384, help="target rays per scene")
     p.add_argument("--lr", type=float, default=1.2e-3)
-    p.add_argument("--warmup", type=int, default=100)
+    p.add_argument("--warmup", type=int, default=100, help="steps; again after --start")
     p.add_argument("--drop-depth", type=float, default=0.15, help="share of scenes whose depth evidence is hidden")
     p.add_argument("--causal", type=float, default=1.0)
     p.add_argument("--render", type=float, default=1.0)
     p.add_argument("--causal-from", type=float, default=0.5, help="share of the time after which L_causal is added")
+    p.add_argument(
+        "--perceptual", default="", metavar="FILE", help="weights of a perceptual loss (lim_core/perceptual.py)"
+    )
+    p.add_argument("--perceptual-weight", type=float, default=0.2)
+    p.add_argument("--perceptual-patch", type=int, default=32, help="pixels along each side of the compared square")
     p.add_argument("--save-minutes", type=float, default=3.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto")
     p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--loaders", type=int, default=-1, help="processes that read the cache; -1: 6 for a GPU, else none")
+    p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument(
         "--held-out", type=int, default=32, help="sequences of the cache kept for watching, never trained on"
     )
+    p.add_argument("--watch-cache", default="", help="watch the first --held-out sequences of this cache instead")
+    p.add_argument("--benchmark", action="store_true", help="only measure where the time of a step goes")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "samples").mkdir(exist_ok=True)
+    p = parser()
+    args = p.parse_args(argv)
+    if not (args.out or args.benchmark):
+        p.error("--out is missing")
     if args.threads:
         torch.set_num_threads(args.threads)
-    where = device.pick(args.device)
-    torch.manual_seed(args.seed)
-    canonical, interpolates = args.network.endswith("-xyz"), args.network.startswith("lim")
-
-    cache = Cache(args.cache)
-    if len(cache.index) <= args.held_out:
-        raise LimError(
-            "missing_file", f"The cache {args.cache} holds {len(cache.index)} sequences: too few to train on."
-        )
-    held_out = cache.index[: args.held_out]
-    if (out / "state.json").exists():  # a resumed run goes on watching what it watched
-        held_out = [tuple(entry) for entry in json.loads((out / "state.json").read_text())["held_out"]]
-
-    def refresh() -> None:
-        cache.refresh()
-        cache.index = [entry for entry in cache.index if entry not in set(held_out)]
-
-    refresh()
-    watched = Cache(args.cache)
-    watched.index = held_out
-
-    # ---- the networks
-    frozen = None
-    if interpolates:
-        frozen = checkpoint.load(args.lrm, "lrm-xyz" if canonical else "lrm", where)
-        frozen.requires_grad_(False)
-        model = checkpoint.build(args.network, frozen.config)
-        model.initialise_from(frozen, checkpoint.load(args.lrm_rgb, "lrm") if args.lrm_rgb else None)
-    else:
-        model = checkpoint.build(args.network, config.PRESETS[args.preset]())
-    if args.start:
-        state = checkpoint.load(
-            args.start, json.loads((Path(args.start) / "config.json").read_text())["network"]
-        ).state_dict()
-        model.load_state_dict(state)
-    model.to(where).train()
-    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.95)
-    )
-    weights = LossWeights(causal=args.causal, render=args.render)
-    step, elapsed, samples = 0, 0.0, 0
-    if (out / "state.json").exists():
-        step, elapsed, samples = restore(out, args, model, average, optimiser)
-        print(f"resumed at step {step}, {elapsed / 60:.1f} min", flush=True)
-
-    make = lambda rng: draw(cache, args.batch, args.rays, rng, interpolation=interpolates)  # noqa: E731
-    source = Prefetch(make, args.seed, step)
-    scale = None
-    if interpolates:
-        first = [make(np.random.default_rng([args.seed, 1 << 40, i])).to(where) for i in range(4)]
-        scale = channel_scale(frozen, [_frozen_views(batch, canonical) for batch in first])
-
-    # ---- the loop
-    log = out / "log.csv"
-    started, saved, logged = time.monotonic() - elapsed, time.monotonic(), time.monotonic()
-    sums: dict[str, float] = {}
-    window = 0
-    while True:
-        elapsed = time.monotonic() - started
-        share = step / args.steps if args.steps else elapsed / (args.minutes * 60)
-        if share >= 1:
-            break
-        torch.manual_seed(args.seed * 1_000_003 + step)  # of the rays' jitter and the hidden depths
-        rate = args.lr * min(1, (step + 1) / args.warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        batch = source.next().to(where)
-        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
-            if interpolates:
-                now = weights if share >= args.causal_from else LossWeights(causal=0.0, render=args.render)
-                loss, parts = interpolation_loss(model, frozen, batch, scale, now, samples=model.config.ray_samples)
-            else:
-                loss, parts = reconstruction_loss(
-                    model, batch, weights, canonical=canonical, drop_depth=args.drop_depth
-                )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimiser.step()
-        step += 1
-        samples += args.batch
-        keep = min(0.998, (1 + step) / (20 + step))
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                average[name].lerp_(tensor, 1 - keep)
-        for name, value in {"loss": loss, "norm": norm, **parts}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        window += 1
-        if time.monotonic() - logged > 20:
-            row = {
-                "step": step,
-                "minutes": elapsed / 60,
-                "samples": samples,
-                "rate": rate,
-                "sequences": len(cache.index),
-            }
-            row |= {name: value / window for name, value in sums.items()}
-            row["samples_per_second"] = window * args.batch / (time.monotonic() - logged)
-            write_row(log, row)
-            print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
-            sums, window, logged = {}, 0, time.monotonic()
-            refresh()
-        if time.monotonic() - saved > args.save_minutes * 60:
-            save(out, args, held_out, model, average, optimiser, step, elapsed, samples)
-            watch(out, args, model, average, frozen, watched, scale, step, where)
-            saved = time.monotonic()
-    source.stop()
-    save(out, args, held_out, model, average, optimiser, step, elapsed, samples)
-    watch(out, args, model, average, frozen, watched, scale, step, where)
+    processes = Processes(args.device)
+    try:
+        if args.benchmark:
+            print(benchmark(args, processes), flush=True)
+        else:
+            train(args, processes)
+    finally:
+        processes.end()
     return 0
 
 
-def _frozen_views(batch, canonical: bool):
-    return batch.views_middle.with_content(batch.canonical_middle) if canonical else batch.views_middle
+# ---- the networks -------------------------------------------------------------------------------------------------
 
 
-def write_row(path: Path, row: dict) -> None:
-    """Append a row to a CSV whose columns may grow (a loss that starts late)."""
-    rows = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    if rows and set(row) <= set(rows[0]):
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, rows[0]).writerow(row)
-        return
-    columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*rows, row])
+@dataclasses.dataclass
+class Networks:
+    """What is trained, the frozen reconstructor below it (interpolators only), and what their losses need."""
+
+    model: nn.Module
+    frozen: nn.Module | None
+    canonical: bool
+    weights: LossWeights
+    drop_depth: float
+    perceptual: Perceptual | None
+    scale: Tensor | None = None
+
+    def loss(self, batch: Batch, *, causal: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        with device.autocast(batch.alpha.device):
+            if self.frozen is None:
+                return reconstruction_loss(
+                    self.model, batch, self.weights, canonical=self.canonical, drop_depth=self.drop_depth,
+                    perceptual=self.perceptual,
+                )  # fmt: skip
+            weights = self.weights if causal else dataclasses.replace(self.weights, causal=0.0)
+            return interpolation_loss(
+                self.model, self.frozen, batch, self.scale, weights, samples=self.model.config.ray_samples,
+                perceptual=self.perceptual,
+            )  # fmt: skip
 
 
-# ---- state ----------------------------------------------------------------------------------------------------
+def build(args, where: torch.device) -> Networks:
+    canonical, interpolates = args.network.endswith("-xyz"), args.network.startswith("lim")
+    frozen = None
+    if interpolates:
+        twin = "lrm-xyz" if canonical else "lrm"
+        if not args.lrm:
+            raise LimError(
+                "weights_missing", f"“{args.network}” stands on a trained “{twin}”.", "Give its folder as --lrm."
+            )
+        frozen = checkpoint.load(args.lrm, twin, where)
+        frozen.requires_grad_(False)
+        rgb = checkpoint.load(args.lrm_rgb, "lrm") if args.lrm_rgb else None
+        if rgb is not None:
+            state.same_size(args.lrm_rgb, rgb.config, frozen.config)
+        model = checkpoint.build(args.network, frozen.config)
+        model.initialise_from(frozen.cpu(), rgb)
+        frozen.to(where)
+    else:
+        model = checkpoint.build(args.network, config.PRESETS[args.preset]())
+    if args.start:
+        state.begin_from(model, args.start)
+    perceptual = load_perceptual(args.perceptual).to(where) if args.perceptual and not canonical else None
+    weights = LossWeights(causal=args.causal, render=args.render, perceptual=args.perceptual_weight)
+    return Networks(model.to(where).train(), frozen, canonical, weights, args.drop_depth, perceptual)
 
 
-def save(out: Path, args, held_out, model, average, optimiser, step: int, elapsed: float, samples: int) -> None:
-    """The state to resume from, then the checkpoint of the averaged weights."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for i, parameter in enumerate(parameters):
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value).reshape(-1) if key == "step" else value
-    temporary = out / "state.safetensors.tmp"
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        os.replace(temporary, out / "state.safetensors")
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LimError("disk_full", f"The training state could not be written to {out}: {error}.") from None
-    counts = {"step": step, "elapsed": elapsed, "samples": samples}
-    checkpoint.write_json(out / "state.json", {**counts, "arguments": vars(args), "held_out": held_out})
-    averaged = checkpoint.build(args.network, model.config)
-    averaged.load_state_dict({k: v.cpu() for k, v in average.items()})
-    checkpoint.save(out / "checkpoint", args.network, averaged.eval(), record(out, args, counts))
+def make_optimiser(model: nn.Module, rate: float) -> torch.optim.AdamW:
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
-def record(out: Path, args, counts: dict) -> dict:
-    """training.json: what was run and how far it came."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git here
-        commit = ""
-    kept = {k: v for k, v in vars(args).items() if k not in ("out", "cache", "start", "lrm", "lrm_rgb")}
-    rows = list(csv.DictReader((out / "log.csv").open())) if (out / "log.csv").exists() else []
-    last = {k: float(v) for k, v in rows[-1].items() if v} if rows else {}
-    return {
-        "commit": commit,
-        "arguments": kept,
-        **counts,
-        "last_log_row": last,
-        "torch": torch.__version__,
-    }
+def apply_gradients(optimiser: torch.optim.AdamW, model: nn.Module) -> Tensor:
+    """Clip and apply the gradients unless one of them is not finite; their norm. Never waits for the device."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.found_inf = (~torch.isfinite(norm)).float()  # read by the fused step, on the device
+    optimiser.step()
+    return norm
 
 
-def restore(out: Path, args, model, average, optimiser) -> tuple[int, float, int]:
-    """Put everything back as it was.
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace, processes: Processes) -> bool:
+    """Train until the time or the steps are over; False when the call's own time was over first.
 
     Raises:
-        LimError: the folder holds a run of another network or size.
+        LimError: see `state`, `batches` and `checkpoint.load`.
     """
-    meta = json.loads((out / "state.json").read_text())
-    for name in ("network", "preset", "batch"):
-        if meta["arguments"][name] != getattr(args, name):
-            raise LimError(
-                "bad_request", f"{out} holds a run with {name} {meta['arguments'][name]}, not {getattr(args, name)}.",
-                "Choose another --out folder, or the same settings.",
-            )  # fmt: skip
-    tensors = load_file(out / "state.safetensors")
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for name in average:
-        average[name].copy_(tensors[f"average.{name}"])
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for i, parameter in enumerate(parameters):
-        state = {k.split(".")[2]: v for k, v in tensors.items() if k.startswith(f"optimiser.{i}.")}
-        if state:
-            state["step"] = state["step"].reshape(())
-            optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}
-    return meta["step"], meta["elapsed"], meta["samples"]
+    called = time.monotonic()
+    out, where = Path(args.out), processes.device
+    device.tune(where)
+    torch.manual_seed(args.seed)
+    watched = watched_sequences(args)
+    networks = build(args, where)
+    model, interpolates = networks.model, networks.frozen is not None
+    if processes.first:
+        watched.index = state.claim(out, args.network, model.config, args.batch, vars(args), watched.index)
+    watched.index = processes.agree(watched.index)
+    check_views(watched, model.config.image_size)
+
+    optimiser = make_optimiser(model, args.lr)
+    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    counters = state.Counters()
+    log = Log(out, processes.first)
+    if (out / state.STATE).exists():
+        counters, networks.scale = state.restore(out, model, average, optimiser)
+        log.forget_after(counters.step)
+        if processes.first:
+            print(f"resumed at step {counters.step}, {counters.elapsed / 60:.1f} min", flush=True)
+    live, averaged = list(model.state_dict().values()), list(average.values())
+    processes.same_start([*live, *averaged])
+
+    left_out = () if args.watch_cache else watched.index
+    patch = args.perceptual_patch if networks.perceptual else 0
+    draws = Draws(args.cache, left_out, processes.share(args.batch), args.rays, args.seed, interpolates, patch)
+    if interpolates and networks.scale is None:
+        networks.scale = processes.agree(measure_scale(draws, networks, where))
+    if interpolates:
+        networks.scale = networks.scale.to(where)
+    first = checked(dataclasses.replace(draws)[counters.step]).each(lambda x: x.to(where)).unpack()
+    flops = {causal: count_step(networks, first, causal) for causal in ((False, True) if interpolates else (False,))}
+    peak = speed.matmul_peak(where)
+    if processes.first:
+        print(
+            f"{device.describe(where)} × {processes.count}: matrix products reach {peak / 1e12:.2f} TFLOP/s in "
+            f"{device.training_dtype(where)}; a step takes {flops[False] / 1e9:.1f} GFLOP on each",
+            flush=True,
+        )
+    if args.compile:
+        speed.compile_blocks(model)
+    feed = Feed(draws, where, counters.step, loaders(args, where))
+
+    stop = on_terminate()
+    started, saved, logged = time.monotonic() - counters.elapsed, time.monotonic(), time.monotonic()
+    closing, unmeasured = 0.0, 20.0  # seconds that saving and watching take
+    sums: dict[str, tuple[Tensor, int]] = {}
+    window, window_flops, waited = 0, 0, feed.waited
+    while True:
+        now = time.monotonic()
+        counters.elapsed = now - started
+        share = counters.step / args.steps if args.steps else counters.elapsed / (args.minutes * 60)
+        done = share >= 1 or not args.steps and counters.elapsed + closing >= args.minutes * 60
+        called_off = stop.is_set() or now - called + (closing or unmeasured) >= args.call_minutes * 60
+        decisions = share, done, called_off, now - saved > args.save_minutes * 60, now - logged > LOG_SECONDS
+        share, done, called_off, save_now, log_now = processes.agree(decisions)
+        over = done or called_off
+
+        if window and (log_now or save_now or over):
+            row = means(sums, processes)  # waits for the device
+            seconds = time.monotonic() - logged
+            speeds = {
+                "samples_per_second": window * args.batch / seconds,
+                "tflops": window_flops / seconds / 1e12,
+                "peak_share": window_flops / seconds / peak,
+                "waiting": (feed.waited - waited) / seconds,
+            }
+            if where.type == "cuda":
+                speeds["memory_gb"] = torch.cuda.max_memory_allocated(where) / 1e9
+            progress = {"step": counters.step, "minutes": counters.elapsed / 60, "samples": counters.samples}
+            log.row("log", {**progress, "rate": rate, "shards": shards(args.cache), **row, **speeds})
+            sums, window, window_flops, waited, logged = {}, 0, 0, feed.waited, time.monotonic()
+        if save_now or over:
+            if processes.first:
+                began = time.monotonic()
+                state.save(out, counters, model, average, optimiser, networks.scale)
+                state.save_checkpoint(
+                    out / "checkpoint", args.network, model.config, average, state.record(out, vars(args), counters)
+                )
+                score_average(out, networks, average, watched, log, counters.step, where)
+                closing = time.monotonic() - began
+            saved = logged = time.monotonic()
+        if over:
+            break
+
+        causal = interpolates and args.causal > 0 and share >= args.causal_from
+        rate = (
+            args.lr * min(1, (counters.step + 1) / args.warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        torch.manual_seed((args.seed * 1_000_003 + counters.step) * 4099 + processes.rank)  # jitter, hidden depths
+        loss, parts = networks.loss(feed.next(), causal=causal)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        processes.average_gradients(model.parameters())
+        norm = apply_gradients(optimiser, model)
+        counters.step += 1
+        counters.samples += args.batch
+        with torch.no_grad():
+            keep = min(0.998, (1 + counters.step) / (20 + counters.step))
+            torch._foreach_lerp_(averaged, live, 1 - keep)
+            for name, value in {"loss": loss, "norm": norm, "skipped": optimiser.found_inf, **parts}.items():
+                total, count = sums.get(name, (0.0, 0))
+                sums[name] = (total + value.detach(), count + 1)
+        window, window_flops = window + 1, window_flops + flops[causal]
+        feed.fetch()
+    feed.close()
+    log.close()
+    return done
 
 
-# ---- watching -------------------------------------------------------------------------------------------------
+def watched_sequences(args: argparse.Namespace) -> Cache:
+    """The sequences that are never trained on, as a cache of their own.
+
+    Raises:
+        LimError: the cache holds too little.
+    """
+    cache = open_cache(args.cache)
+    count = len(cache.index)
+    if count <= (0 if args.watch_cache else args.held_out):
+        raise LimError(
+            "missing_file",
+            f"The cache {args.cache} holds {count} sequences: too few to train on.",
+            "Render more first.",
+        )
+    watched = open_cache(args.watch_cache) if args.watch_cache else cache
+    watched.index = watched.index[: args.held_out]
+    if not watched.index:
+        raise LimError("missing_file", f"There is nothing to watch in {args.watch_cache or '--held-out 0'}.")
+    return watched
+
+
+def check_views(watched: Cache, size: int) -> None:
+    missing = [name for name, _ in watched.index if name not in watched.shards]
+    if missing:
+        raise LimError("missing_file", f"{watched.folder} no longer holds “{missing[0]}”, which this run watches.")
+    found = watched.sequence(0)["rgba"].shape[-2]
+    if found != size:
+        raise LimError(
+            "bad_request", f"The cache {watched.folder} holds views of {found} pixels, this network sees {size}.",
+            f"Render it with --size {size}.",
+        )  # fmt: skip
+
+
+def measure_scale(draws: Draws, networks: Networks, where: torch.device) -> Tensor:
+    """The spread of the frozen triplane's channels over 32 scenes."""
+    cache = open_cache(draws.folder)
+    refresh(cache, draws.left_out)
+    shown = []
+    for i in range(4):
+        rngs = [np.random.default_rng([draws.seed, 1 << 40, i, j]) for j in range(8)]
+        batch = collect(cache, rngs, 1, interpolation=True).unpack().to(where)
+        middle = batch.views_middle
+        shown.append(middle.with_content(batch.canonical_middle) if networks.canonical else middle)
+    return channel_scale(networks.frozen, shown).cpu()
+
+
+def count_step(networks: Networks, batch: Batch, causal: bool) -> int:
+    flops = speed.count_flops(lambda: networks.loss(batch, causal=causal)[0].backward())
+    networks.model.zero_grad(set_to_none=True)
+    return flops
+
+
+def means(sums: dict[str, tuple[Tensor, int]], processes: Processes) -> dict[str, float]:
+    """Means over the window and over all processes; the same names in every process."""
+    values = torch.stack([(total / count).float() for total, count in sums.values()])
+    processes.average([values])
+    return dict(zip(sums, values.tolist()))
 
 
 @torch.no_grad()
-def watch(out: Path, args, model, average, frozen, watched: Cache, scale, step: int, where) -> None:
-    """Numbers and a picture of held-out sequences, with the averaged weights."""
-    live = {k: v.clone() for k, v in model.state_dict().items()}
+def score_average(out: Path, networks: Networks, average, watched: Cache, log: Log, step: int, where) -> None:
+    """Watch with the averaged weights, and keep them if they are the best so far."""
+    model = networks.model
+    live = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(average)
-    model.eval()
-    canonical, interpolates = args.network.endswith("-xyz"), args.network.startswith("lim")
-    psnr, psnr_fg, iou, pictures = [], [], [], []
-    decoder = frozen.decoder if interpolates else model.decoder
-    for i in range(len(watched.index)):
-        sequence = watched.sequence(i)
-        middle = STEPS // 2
-        views = {s: _one(rig_views(sequence, s)).to(where) for s in (0, middle, STEPS - 1)}
-        if canonical:
-            coloured = {s: views[s].with_content(canonical_views(sequence, s, False)[None].to(where)) for s in views}
-        else:
-            coloured = views
-        if interpolates:
-            _, features = frozen(coloured[0])
-            condition = model.condition(views[STEPS - 1], views[0] if canonical else None)
-            triplane, _ = model(features, condition, torch.tensor([0.5], device=where))
-        else:
-            triplane, _ = model(coloured[middle])
-        view = RIG_VIEWS + i % (sequence["rgba"].shape[1] - RIG_VIEWS)
-        matrix, intrinsics = (
-            torch.from_numpy(np.array(sequence[k][middle, view])).to(where) for k in ("camera_to_world", "intrinsics")
-        )
-        size = sequence["rgba"].shape[2]
-        image, _, mask = render_image(
-            decoder, triplane, matrix, intrinsics, size, samples=64, background=0.0 if canonical else 1.0
-        )
-        rgba = torch.from_numpy(np.array(sequence["rgba"][middle, view])).to(where).float() / 255
-        truth = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-        if canonical:
-            truth = torch.from_numpy(np.array(sequence["maps"][middle, view, ..., 3:6])).to(where).float()
-            image, truth = image * 0.5 + 0.5, truth * 0.5 + 0.5
-        solid = rgba[..., 3] > 0.5
-        error = (image.clamp(0, 1) - truth) ** 2
-        psnr.append(-10 * math.log10(float(error.mean()) + 1e-10))
-        psnr_fg.append(-10 * math.log10(float(error[solid].mean()) + 1e-10) if solid.any() else float("nan"))
-        hit = mask > 0.5
-        iou.append(float((hit & solid).sum() / (hit | solid).sum().clamp_min(1)))
-        pictures.append(torch.cat([truth, image.clamp(0, 1)], 0))
-    row = {"step": step, "psnr": np.mean(psnr), "psnr_fg": np.nanmean(psnr_fg), "iou": np.mean(iou)}
-    if interpolates:
-        rng = np.random.default_rng(1)
-        batch = draw(watched, 16, 16, rng, interpolation=True).to(where)
-        row |= interpolation_diagnosis(model, frozen, batch, scale)
-    write_row(out / "watch.csv", row)
-    print("watch " + " ".join(f"{k}={float(v):.4g}" for k, v in row.items()), flush=True)
-    sheet = torch.cat([torch.cat(pictures[i : i + 8], 1) for i in range(0, len(pictures) // 8 * 8, 8)], 0)
-    Image.fromarray((sheet.cpu().numpy() * 255).astype(np.uint8)).save(out / "samples" / f"{step:06d}.png")
+    row, picture = watch(model, networks.frozen, watched, networks.scale, canonical=networks.canonical, device=where)
     model.load_state_dict(live)
-    model.train()
+    log.row("watch", {"step": step, **row})
+    log.picture(step, picture)
+    state.keep_best(out, row)
 
 
-def _one(views):
-    return type(views)(*(getattr(views, name)[None] for name in views.__dataclass_fields__))
+def shards(cache: str) -> int:
+    return sum(1 for _ in Path(cache).glob("*/ready"))
+
+
+def loaders(args: argparse.Namespace, where: torch.device) -> int:
+    return args.loaders if args.loaders >= 0 else 6 if where.type == "cuda" else 0
+
+
+def on_terminate() -> threading.Event:
+    """Set when the machine asks the process to end (SIGTERM): the run saves its state and returns."""
+    asked = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked
+
+
+# ---- where the time goes ------------------------------------------------------------------------------------------
+
+
+def benchmark(args: argparse.Namespace, processes: Processes, repeats: int = 5) -> str:
+    """A table of the parts of one step, each timed apart after a warm-up; writes nothing."""
+    where = processes.device
+    device.tune(where)
+    torch.manual_seed(args.seed)
+    networks = build(args, where)
+    model, frozen = networks.model, networks.frozen
+    patch = args.perceptual_patch if networks.perceptual else 0
+    draws = Draws(args.cache, (), processes.share(args.batch), args.rays, args.seed, frozen is not None, patch)
+    if frozen is not None:
+        networks.scale = measure_scale(draws, networks, where).to(where)
+    read = iter(range(1, 1000))
+    reading = speed.timed(torch.device("cpu"), lambda: checked(draws[next(read)]), repeats)
+    compact = checked(draws[0])
+    carrying = speed.timed(where, lambda: compact.each(lambda x: x.to(where)).unpack(), repeats)
+    batch = compact.each(lambda x: x.to(where)).unpack()
+    check_size = model.config.image_size
+    if batch.views_middle.content.shape[-2] != check_size:
+        raise LimError("bad_request", f"The cache {args.cache} does not hold views of {check_size} pixels.")
+    causal = frozen is not None and args.causal > 0
+    optimiser = make_optimiser(model, args.lr)
+    average, live = [tensor.clone() for tensor in model.state_dict().values()], list(model.state_dict().values())
+
+    def network() -> None:
+        with device.autocast(where):
+            if frozen is None:
+                triplane, _ = model(batch.views_middle)
+            else:
+                triplane, _ = model(features, model.condition(*ends), batch.alpha)
+        triplane.float().square().mean().backward()
+
+    def whole() -> None:
+        networks.loss(batch, causal=causal)[0].backward()
+
+    def update() -> None:
+        apply_gradients(optimiser, model)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, live, 0.002)
+
+    parts: list[tuple[str, Callable[[], object]]] = [("network, forward and backward", network)]
+    if frozen is not None:
+        source = batch.views_source
+        ends = (batch.views_target, source) if networks.canonical else (batch.views_target,)
+        shown = source.with_content(batch.canonical_source) if networks.canonical else source
+
+        def reconstruct() -> None:
+            with torch.no_grad(), device.autocast(where):
+                frozen(shown)
+
+        with torch.no_grad(), device.autocast(where):
+            features = frozen(shown)[1]
+        parts.append(("frozen reconstructor, once", reconstruct))
+    flops = {name: speed.count_flops(run) for name, run in [*parts, ("whole", whole)]}
+    if args.compile:
+        speed.compile_blocks(model)
+    rows = [("reading the cache, one process", reading, 0.0), ("copy and unpack", carrying, 0.0)]
+    rows += [(name, speed.timed(where, run, repeats), flops[name]) for name, run in parts]
+    computing = speed.timed(where, whole, repeats)
+    updating = speed.timed(where, update, repeats)
+    name = "loss, forward and backward"
+    rows += [(name, computing, flops["whole"]), ("optimiser and average", updating, 0.0)]
+    rows += [("step, without reading", carrying + computing + updating, flops["whole"])]
+    heading = f"{args.network} {args.preset}, batch {len(draws.scenes)}, {args.rays} rays, {device.describe(where)}"
+    return heading + "\n" + speed.table(rows, len(draws.scenes), speed.matmul_peak(where))
