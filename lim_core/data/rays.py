@@ -2,7 +2,8 @@
 """Renders packs on CPU cores: one Embree call per frame for all its views, colours looked up in numpy.
 
 The conventions are those of `lim_core/cameras.py`: model space, planar depth, pixel centres at +0.5. Nothing is lit; what
-comes out is the albedo, as a job's capture has it. Triangles are seen from both sides.
+comes out is the albedo, as a job's capture has it. Triangles are seen from both sides. `sample` gives the pixels that show
+something, `render` whole pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from embreex.rtcore_scene import EmbreeScene
 
 from ..errors import LimError
 from .packs import Pack
+
+NEAR = 1e-3  # a camera to which the object comes nearer than this stands in it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +38,32 @@ class Views:
         return self.depth_planar > 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """The pixels of one frame's pictures that show something. Shapes: P pixels of N views, C canonical arrays."""
+
+    pixels: np.ndarray
+    """int64 [P], ascending: indices into [N, H, W]"""
+    rgba: np.ndarray
+    """uint8 [P, 4], as in `Views`; alpha is above 0"""
+    depth_planar: np.ndarray
+    """float32 [P], 0 where the pixel's centre sees past the object"""
+    canonical: np.ndarray
+    """float32 [P, C, 3], 0 where the depth is"""
+
+    def views(self, count: int, size: int) -> Views:
+        """As pictures [count, size, size]."""
+        rgba = np.zeros((count * size * size, 4), np.uint8)
+        depth = np.zeros(count * size * size, np.float32)
+        rgba[self.pixels], depth[self.pixels] = self.rgba, self.depth_planar
+        carried = []
+        for c in range(self.canonical.shape[1]):
+            carried.append(np.zeros((count * size * size, 3), np.float32))
+            carried[-1][self.pixels] = self.canonical[:, c]
+        shape = (count, size, size)
+        return Views(rgba.reshape(*shape, 4), depth.reshape(shape), tuple(c.reshape(*shape, 3) for c in carried))
+
+
 def render(
     pack: Pack,
     positions: np.ndarray,
@@ -46,6 +75,23 @@ def render(
     canonical: Sequence[np.ndarray] = (),
     nearest: bool = False,
 ) -> Views:
+    """Pictures of one frame of a pack from N cameras; arguments and errors as in `sample`."""
+    options = {"supersampling": supersampling, "canonical": canonical, "nearest": nearest}
+    samples = sample(pack, positions, camera_to_world, intrinsics, size, **options)
+    return samples.views(len(camera_to_world), size)
+
+
+def sample(
+    pack: Pack,
+    positions: np.ndarray,
+    camera_to_world: np.ndarray,
+    intrinsics: np.ndarray,
+    size: int,
+    *,
+    supersampling: int = 1,
+    canonical: Sequence[np.ndarray] = (),
+    nearest: bool = False,
+) -> Samples:
     """Render one frame of a pack from N cameras.
 
     Args:
@@ -58,59 +104,56 @@ def render(
         canonical: vertex arrays [V, 3], such as the positions at the start, carried to the pixels.
         nearest: the nearest texel instead of a bilinear mean.
     Raises:
-        LimError: `bad_pack` where positions or a canonical array do not fit the pack.
+        LimError: `bad_pack` where positions or a canonical array do not fit the pack, or a vertex has no place (not
+            finite); `outside_cameras` where a camera stands inside the object or behind a part of it.
     """
     positions = np.ascontiguousarray(positions, np.float32)
-    canonical = [np.ascontiguousarray(c, np.float32) for c in canonical]
-    for array in (positions, *canonical):
+    carried = [np.asarray(c, np.float32) for c in canonical]
+    for array in (positions, *carried):
         if array.shape != (pack.vertices, 3):
             raise LimError("bad_pack", f"'{pack.name}' has {pack.vertices} vertices, {array.shape} were to be drawn.")
-    views = len(camera_to_world)
+        if not np.isfinite(array).all():
+            raise LimError("bad_pack", f"'{pack.name}' has vertices without a place (not a number).", "Bake it again.")
     scene = EmbreeScene()
     TriangleMesh(scene, positions, pack.faces)
+    eyes = Eyes(camera_to_world, intrinsics, size)
 
-    boxes = [_pixel_box(positions, c, k, size) for c, k in zip(camera_to_world, intrinsics, strict=True)]
-    pixels = np.concatenate([_box_pixels(view, box, size) for view, box in enumerate(boxes)])
-    origins, directions = _directions(pixels, camera_to_world, intrinsics, size, 0.5, 0.5)
-    hit = scene.run(origins, directions, query="INTERSECT", output=True)
-    found = np.flatnonzero(hit["primID"] >= 0)
-    pixels = pixels[found]
-    face, u, v = hit["primID"][found], hit["u"][found], hit["v"][found]
-
-    depth = np.zeros(views * size * size, np.float32)
-    depth[pixels] = hit["tfar"][found]
-    carried = []
-    for array in canonical:
-        image = np.zeros((views * size * size, 3), np.float32)
-        corners = pack.faces[face]
-        a = array[corners[:, 0]]
-        image[pixels] = a + u[:, None] * (array[corners[:, 1]] - a) + v[:, None] * (array[corners[:, 2]] - a)
-        carried.append(image.reshape(views, size, size, 3))
-
-    rgba = np.zeros((views * size * size, 4), np.uint8)
+    pixels = _object_pixels(pack.name, positions, camera_to_world, intrinsics, size)
+    rows, hit = eyes.shoot(scene, pixels, 0.5, 0.5)
+    pixels = pixels[rows]
+    corners = pack.faces[hit["primID"]]
+    together = np.concatenate(carried, 1) if carried else np.zeros((len(positions), 0), np.float32)
+    first, u, v = together[corners[:, 0]], hit["u"][:, None], hit["v"][:, None]
+    values = first + u * (together[corners[:, 1]] - first) + v * (together[corners[:, 2]] - first)
+    values = values.reshape(len(pixels), len(carried), 3)
     if supersampling == 1:
-        rgba[pixels, :3] = albedo(pack, face, u, v, nearest) + np.float32(0.5)
-        rgba[pixels, 3] = 255
-    else:
-        near = np.flatnonzero(_grown(depth.reshape(views, size, size) > 0))
-        total = np.zeros((len(near), 4), np.float32)
-        rows = np.arange(len(near))
-        steps = (np.arange(supersampling) + 0.5) / supersampling
-        for dv in steps:
-            for du in steps:
-                if du == dv == 0.5:
-                    total[np.searchsorted(near, pixels), :3] += albedo(pack, face, u, v, nearest)
-                    total[np.searchsorted(near, pixels), 3] += 1
-                    continue
-                origins, directions = _directions(near, camera_to_world, intrinsics, size, du, dv)
-                hit = scene.run(origins, directions, query="INTERSECT", output=True)
-                seen = rows[hit["primID"] >= 0]
-                total[seen, :3] += albedo(pack, hit["primID"][seen], hit["u"][seen], hit["v"][seen], nearest)
-                total[seen, 3] += 1
-        total[:, :3] /= np.maximum(total[:, 3:], 1)
-        total[:, 3] *= 255 / supersampling**2
-        rgba[near] = total + np.float32(0.5)
-    return Views(rgba.reshape(views, size, size, 4), depth.reshape(views, size, size), tuple(carried))
+        rgba = np.full((len(pixels), 4), 255, np.uint8)
+        rgba[:, :3] = albedo(pack, hit["primID"], hit["u"], hit["v"], nearest) + np.float32(0.5)
+        return Samples(pixels, rgba, hit["tfar"], values)
+
+    mask = np.zeros((len(camera_to_world), size, size), bool)
+    mask.reshape(-1)[pixels] = True
+    near = np.flatnonzero(_grown(mask))
+    total = np.zeros((len(near), 4), np.float32)
+    centre = np.searchsorted(near, pixels)
+    steps = (np.arange(supersampling) + 0.5) / supersampling
+    for dv in steps:
+        for du in steps:
+            if du == dv == 0.5:
+                seen, found = centre, hit
+            else:
+                seen, found = eyes.shoot(scene, near, du, dv)
+            total[seen, :3] += albedo(pack, found["primID"], found["u"], found["v"], nearest)
+            total[seen, 3] += 1
+    total[:, :3] /= np.maximum(total[:, 3:], 1)
+    total[:, 3] *= 255 / supersampling**2
+    # A thread that only the pixel's centre meets covers nothing of it: the centre's depth then belongs to nobody.
+    shown = total[:, 3] > 0
+    depth, canonical_values = np.zeros(len(near), np.float32), np.zeros((len(near), len(carried), 3), np.float32)
+    depth[centre], canonical_values[centre] = hit["tfar"], values
+    return Samples(
+        near[shown], (total[shown] + np.float32(0.5)).astype(np.uint8), depth[shown], canonical_values[shown]
+    )
 
 
 def albedo(pack: Pack, face: np.ndarray, u: np.ndarray, v: np.ndarray, nearest: bool = False) -> np.ndarray:
@@ -152,39 +195,58 @@ def over(rgba: np.ndarray, background: float | np.ndarray = 1.0) -> np.ndarray:
     return rgba[..., :3].astype(np.float32) / 255 * alpha + background * (1 - alpha)
 
 
-def _pixel_box(positions: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int) -> tuple:
-    """Rows and columns (top, bottom, left, right) that hold the object; everything where it comes near the camera."""
-    local = (positions - camera_to_world[:3, 3].astype(np.float32)) @ camera_to_world[:3, :3].astype(np.float32)
-    if local[:, 2].min() < 1e-3:
-        return 0, size, 0, size
-    pixel = local @ intrinsics[:2].T.astype(np.float32) / local[:, 2:]
-    low = np.clip(np.floor(pixel.min(0)) - 1, 0, size).astype(int)
-    high = np.clip(np.ceil(pixel.max(0)) + 1, 0, size).astype(int)
-    return low[1], high[1], low[0], high[0]
+class Eyes:
+    """Where rays come from and go, for all the views of a frame."""
+
+    def __init__(self, camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int):
+        inverse = np.linalg.inv(intrinsics.astype(np.float64))
+        self.matrices = (camera_to_world[:, :3, :3].astype(np.float64) @ inverse).astype(np.float32)
+        self.places = camera_to_world[:, :3, 3].astype(np.float32)
+        self.size = size
+
+    def rays(self, pixels: np.ndarray, du: float, dv: float) -> tuple[np.ndarray, np.ndarray]:
+        """Origins and directions float32 [R, 3] through ascending pixels (indices into [N, H, W]) at (du, dv) within each;
+        the directions have z = 1 in the camera's frame, so that Embree's distances are planar depths."""
+        area = self.size * self.size
+        bounds = np.searchsorted(pixels, np.arange(len(self.places) + 1) * area)
+        origins, directions = np.empty((len(pixels), 3), np.float32), np.empty((len(pixels), 3), np.float32)
+        for view, m in enumerate(self.matrices):
+            part = slice(bounds[view], bounds[view + 1])
+            row, column = np.divmod((pixels[part] - view * area).astype(np.int32), np.int32(self.size))
+            row, column = row.astype(np.float32) + np.float32(dv), column.astype(np.float32) + np.float32(du)
+            for axis in range(3):
+                directions[part, axis] = m[axis, 0] * column + m[axis, 1] * row + m[axis, 2]
+            origins[part] = self.places[view]
+        return origins, directions
+
+    def shoot(self, scene: EmbreeScene, pixels: np.ndarray, du: float, dv: float) -> tuple[np.ndarray, dict]:
+        """Which of the rays [R] meet something: their rows, and Embree's primID, u, v and tfar for them."""
+        hit = scene.run(*self.rays(pixels, du, dv), query="INTERSECT", output=True)
+        rows = np.flatnonzero(hit["primID"] >= 0)
+        return rows, {key: hit[key][rows] for key in ("primID", "u", "v", "tfar")}
 
 
-def _box_pixels(view: int, box: tuple, size: int) -> np.ndarray:
-    """Indices into [N, H, W] of a view's pixels within a box."""
-    top, bottom, left, right = box
-    rows = view * size * size + np.arange(top, bottom)[:, None] * size
-    return (rows + np.arange(left, right)).ravel()
-
-
-def _directions(pixels, camera_to_world, intrinsics, size, du, dv):
-    """Origins and directions float32 [R, 3] through pixels (indices into [N, H, W]) at (du, dv) within each; the
-    directions have z = 1 in the camera's frame, so that Embree's distances are planar depths."""
-    view, rest = np.divmod(pixels, size * size)
-    row, column = np.divmod(rest, size)
-    matrices = (camera_to_world[:, :3, :3].astype(np.float64) @ np.linalg.inv(intrinsics.astype(np.float64))).astype(
-        np.float32
-    )
-    column = column.astype(np.float32) + np.float32(du)
-    row = row.astype(np.float32) + np.float32(dv)
-    m = matrices[view]
-    directions = m[:, :, 0] * column[:, None]
-    directions += m[:, :, 1] * row[:, None]
-    directions += m[:, :, 2]
-    return camera_to_world[:, :3, 3].astype(np.float32)[view], directions
+def _object_pixels(
+    name: str, positions: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int
+) -> np.ndarray:
+    """Ascending indices into [N, H, W] of the pixels within each view's box around the object."""
+    found = []
+    for view, (matrix, k) in enumerate(zip(camera_to_world, intrinsics, strict=True)):
+        # Homogeneous pixels in one product: intrinsics × world-to-camera.
+        turned = (k @ matrix[:3, :3].T).astype(np.float32)
+        local = positions @ turned.T - turned @ matrix[:3, 3].astype(np.float32)
+        depth = local[:, 2]
+        if depth.min() < NEAR:
+            raise LimError(
+                "outside_cameras", f"Camera {view} stands inside '{name}', or a part of it lies behind.",
+                "Put the object into the unit sphere first.",
+            )  # fmt: skip
+        low, high = (local[:, :2] / depth[:, None]).min(0), (local[:, :2] / depth[:, None]).max(0)
+        left, top = np.clip(np.floor(low) - 1, 0, size).astype(int)
+        right, bottom = np.clip(np.ceil(high) + 1, 0, size).astype(int)
+        rows = view * size * size + np.arange(top, bottom)[:, None] * size
+        found.append((rows + np.arange(left, right)).ravel())
+    return np.concatenate(found)
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

@@ -225,7 +225,8 @@ def test_real_assets_are_drawn_as_blender_draws_them(scene, tmp_path):
         (tmp_path / asset.stem).mkdir()
         rows[asset.stem] = measure(asset, tmp_path / asset.stem)
     for name in ("iou", "position", "canonical"):
-        print(name, "median %.6f" % np.median([row[name] for row in rows.values() if name in row]))
+        middle = np.median([row[name] for row in rows.values() if name in row])
+        print(f"{name}: median {middle:.6f} of {len(rows)}")
     assert np.median([row["iou"] for row in rows.values()]) >= 0.99
     assert np.median([row["position"] for row in rows.values()]) <= 1e-3
     assert np.median([row["canonical"] for row in rows.values() if "canonical" in row]) <= 1e-3

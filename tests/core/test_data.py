@@ -332,10 +332,23 @@ def test_vertices_of_another_pack_are_refused():
         rays.render(make_pack([points], faces), points[:-1], camera, intrinsics, 16)
 
 
-def test_an_object_around_the_camera_is_drawn():
+def test_a_camera_inside_the_object_is_refused():
     points, faces = sphere(10.0)
     camera, intrinsics = cameras.job_cameras(16, 1)
-    assert rays.render(make_pack([points], faces), points, camera, intrinsics, 16).mask.all()
+    with pytest.raises(LimError, match="Camera 0 stands inside 'test'") as caught:
+        rays.render(make_pack([points], faces), points, camera, intrinsics, 16)
+    assert caught.value.code == "outside_cameras"
+
+
+def test_vertices_that_are_no_numbers_are_refused():
+    points, faces = sphere()
+    camera, intrinsics = cameras.job_cameras(16, 1)
+    torn = points.copy()
+    torn[7, 1] = np.nan
+    for positions, canonical in ((torn, points), (points, torn)):
+        with pytest.raises(LimError, match="'test' has vertices without a place") as caught:
+            rays.render(make_pack([points], faces), positions, camera, intrinsics, 16, canonical=[canonical])
+        assert caught.value.code == "bad_pack"
 
 
 # ---- procedural objects ----------------------------------------------------------------------------------------------
