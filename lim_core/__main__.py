@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("training.train", "train one of the four networks"),
     "evaluate": ("evaluation.evaluate", "measure the networks on packs they were not trained on"),
     "recipe": ("training.recipe", "render and train all four networks inside a time box"),
+    "unpack": ("training.bring_home", "what a recipe exported → checkpoint folders"),
 }
 
 
@@ -31,9 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"“{argv[0]}” is not a command; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return protocol.EXIT_USAGE
-    module = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
     try:
+        module = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
         return module.main(argv[1:]) or 0
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] == __package__:
+            raise
+        print(f"“{argv[0]}” needs the Python package “{error.name}”, which is not installed here.", file=sys.stderr)
+        return protocol.ERROR_CODES["backend_broken"][0]
     except LimError as error:
         print(f"{error.message} {error.hint}".strip(), file=sys.stderr)
         return protocol.ERROR_CODES.get(error.code, (protocol.EXIT_CRASH, ""))[0]

@@ -29,6 +29,7 @@ from .batches import Batch, Draws, Feed, checked, collect, open_cache, refresh
 from .logs import Log
 from .losses import LossWeights, channel_scale, interpolation_loss, reconstruction_loss
 from .processes import Processes
+from .renderers import sequences
 from .watch import watch
 
 LOG_SECONDS = 20.0
@@ -245,15 +246,14 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
             if where.type == "cuda":
                 speeds["memory_gb"] = torch.cuda.max_memory_allocated(where) / 1e9
             progress = {"step": counters.step, "minutes": counters.elapsed / 60, "samples": counters.samples}
-            log.row("log", {**progress, "rate": rate, "shards": shards(args.cache), **row, **speeds})
+            log.row("log", {**progress, "rate": rate, "sequences": sequences(Path(args.cache)), **row, **speeds})
             sums, window, window_flops, waited, logged = {}, 0, 0, feed.waited, time.monotonic()
         if save_now or over:
             if processes.first:
                 began = time.monotonic()
                 state.save(out, counters, model, average, optimiser, networks.scale)
-                state.save_checkpoint(
-                    out / "checkpoint", args.network, model.config, average, state.record(out, vars(args), counters)
-                )
+                training = {**state.record(out, vars(args), counters), "done": done}
+                state.save_checkpoint(out / "checkpoint", args.network, model.config, average, training)
                 score_average(out, networks, average, watched, log, counters.step, where)
                 closing = time.monotonic() - began
             saved = logged = time.monotonic()
@@ -357,10 +357,6 @@ def score_average(out: Path, networks: Networks, average, watched: Cache, log: L
     log.row("watch", {"step": step, **row})
     log.picture(step, picture)
     state.keep_best(out, row)
-
-
-def shards(cache: str) -> int:
-    return sum(1 for _ in Path(cache).glob("*/ready"))
 
 
 def loaders(args: argparse.Namespace, where: torch.device) -> int:
