@@ -51,6 +51,36 @@ BACKEND = """
     jaxtyping==0.3.11
     wadler-lindig==0.1.8
 """
+# For videos: FFmpeg, matting models, and the diffusers pipelines that make views.
+VIDEO = """
+    av==18.1.0
+    onnxruntime==1.32.0
+    flatbuffers==25.12.19
+    protobuf==7.36.2
+    pyyaml==6.0.3
+    tqdm==4.70.1
+    diffusers==0.42.1; python_version >= "3.11"
+    huggingface-hub==2.4.0
+    hf-xet==1.8.0
+    click==8.5.1
+    httpx2==2.16.2
+    httpcore2==2.16.2
+    h11==0.16.0
+    anyio==4.16.0
+    idna==3.20
+    truststore==0.10.5
+    certifi==2026.10.18
+    charset-normalizer==3.5.2
+    requests==2.34.2
+    urllib3==2.8.0
+    regex==2026.11.15
+    importlib-metadata==10.2.0
+    zipp==4.1.2
+    lazy-importer==0.1.0; python_version >= "3.11"
+    exceptiongroup==1.3.1; python_version < "3.11"
+    tomli==2.4.1; python_version < "3.11"
+    colorama==0.4.6; sys_platform == "win32"
+"""
 # What the CUDA build of torch 2.13.0 loads on Linux, as its metadata pins it.
 CUDA = """
     cuda-toolkit==13.0.3.0
@@ -91,36 +121,12 @@ CORE_TESTS = """
 TRAINING = """
     accelerate==1.15.0
     psutil==7.2.2
-    pyyaml==6.0.3
-    tqdm==4.70.1
     tensorboard==2.21.0
     absl-py==2.5.1
     grpcio==1.85.1
     markdown==3.11.3
-    protobuf==7.36.2
     tensorboard-data-server==0.7.2
     werkzeug==3.1.9
-    diffusers==0.42.1; python_version >= "3.11"
-    huggingface-hub==2.4.0
-    hf-xet==1.8.0
-    click==8.5.1
-    httpx2==2.16.2
-    httpcore2==2.16.2
-    h11==0.16.0
-    anyio==4.16.0
-    idna==3.20
-    truststore==0.10.5
-    certifi==2026.10.18
-    charset-normalizer==3.5.2
-    requests==2.34.2
-    urllib3==2.8.0
-    regex==2026.11.15
-    importlib-metadata==10.2.0
-    zipp==4.1.2
-    lazy-importer==0.1.0; python_version >= "3.11"
-    exceptiongroup==1.3.1; python_version < "3.11"
-    tomli==2.4.1; python_version < "3.11"
-    colorama==0.4.6; sys_platform == "win32"
 """
 BPY = """
     numpy==1.26.4
@@ -133,7 +139,7 @@ BPY = """
     zstandard==0.25.0
 """
 LOCKS = {
-    "backend": (BACKEND, PYTHONS),
+    "backend": (BACKEND + VIDEO, PYTHONS),
     "cuda": (CUDA, PYTHONS),
     "training": (TRAINING, PYTHONS),
     "test": (TEST + CORE_TESTS, PYTHONS),

@@ -15,7 +15,7 @@ COMMANDS = {
     "sheet": ("contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
     "bake": ("data.bake", "animated assets → packs"),
     "cache": ("data.cache", "packs → rendered sequences for training"),
-    "train": ("training.train", "train one of the four networks"),
+    "train": ("training.train", "train one of the four networks, or the video's (multiview)"),
     "evaluate": ("evaluation.evaluate", "measure the networks on packs they were not trained on"),
     "recipe": ("training.recipe", "render and train all four networks inside a time box"),
     "unpack": ("training.bring_home", "what a recipe exported → checkpoint folders"),
@@ -32,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"“{argv[0]}” is not a command; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return protocol.EXIT_USAGE
+    name = "training.multiview" if argv[:2] == ["train", "multiview"] else COMMANDS[argv[0]][0]
     try:
-        module = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
+        module = importlib.import_module(f".{name}", __package__)
         return module.main(argv[1:]) or 0
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == __package__:

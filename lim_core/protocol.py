@@ -29,6 +29,10 @@ FINAL_EVENTS = ("result", "error", "cancelled")
 COMMANDS = {"cancel": ()}  # the end of stdin means the same: Blender is gone
 
 # ---- stages, in the order they run ----------------------------------------------------------------------------
+VIDEO_STAGES = {  # of a video job, before the others
+    "import": "Reading the clip",
+    "views": "Making the other views",
+}
 STAGES = {
     "reconstruct": "Reconstructing the keyframes",
     "interpolate": "Interpolating between the keyframes",
@@ -55,6 +59,8 @@ ERROR_CODES = {
     "bad_template": (3, ""),
     "bad_pack": (3, ""),
     "missing_file": (3, ""),
+    "bad_video": (3, ""),
+    "no_foreground": (3, ""),
     # backend and weights
     "backend_missing": (4, "lim.backend_install"),
     "backend_outdated": (4, "lim.backend_install"),
@@ -63,6 +69,7 @@ ERROR_CODES = {
     "weights_missing": (4, ""),
     "weights_broken": (4, ""),
     "no_device": (4, ""),
+    "decoder_missing": (4, "lim.backend_install"),
     # resources
     "out_of_memory": (5, ""),
     "disk_full": (5, "lim.cache_clear"),
@@ -80,15 +87,24 @@ WARNING_CODES = (
     "weak_matches",  # many vertices had no confident canonical match
     "small_in_view",  # the object fills little of the views (large root motion, say)
     "no_depth",  # no captured depth: the fit stage is skipped
+    "no_background",  # Blender cannot show the clip behind the result
+    "video_cut",  # the clip holds several shots: the longest is used
+    "leaves_frame",  # the object touches the picture's edge
+    "several_objects",  # the largest is kept
+    "variable_rate",  # the frames of the clip do not follow at one rate
+    "long_clip",  # so many frames that keyframes are further apart than the motion asks for
 )
 
 # ---- files of a job folder, relative to it --------------------------------------------------------------------------
 REQUEST_FILE = "request.json"
 CAPTURE_FOLDER = "capture"
 CAMERAS_FILE = "capture/cameras.npz"
+CLIP_FILE = "capture/clip.json"
 TEMPLATE_FILE = "capture/template.npz"
 STATE_FOLDER = "state"
 PREVIEW_FOLDER = "previews"
+CLIP_PREVIEW = "previews/clip.png"
+VIEWS_PREVIEW = "previews/views.png"
 LOG_FILE = "log.txt"
 RESULT_FILE = "result.json"
 RESULT_ARRAYS = "result.npz"

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 from . import protocol
@@ -24,6 +25,7 @@ QUALITIES = {
 DEVICES = ("auto", "cpu", "cuda", "mps")  # a ROCm build of torch calls its device "cuda"
 SOURCES = ("objects", "poses", "video")
 TEMPLATES = ("reconstructed", "mesh")
+FOREGROUNDS = ("auto", "alpha", "mask", "key", "matting")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Request:
     """One job. Frames are Blender's (may be fractional); model space is [-1, 1]³, +Z up (docs/architecture.md)."""
 
     keyframes: tuple[float, ...]
-    """Scene frames, strictly increasing, at least two. Keyframe k of the capture is `keyframes[k]`."""
+    """Scene frames, strictly increasing, at least two. Keyframe k of the capture is `keyframes[k]`. Empty for a video,
+    whose clip decides: `read` fills in these and the in-betweens once the clip has been imported."""
     inbetweens: int = 7
     """Frames made between each pair of keyframes, evenly spaced; 0 traces the keyframes only."""
     world_to_model: tuple[tuple[float, ...], ...] = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
@@ -58,6 +61,30 @@ class Request:
     device: str = "auto"
     weights: str = ""
     """Folder that holds the four checkpoints; empty: the bundled ones."""
+    video: str = ""
+    """For the source “video”, as all that follows: a film, a folder of pictures, or one picture of a numbered sequence."""
+    video_first: int = 1
+    """First clip frame that is used, counted from 1."""
+    video_last: int = 0
+    """Last clip frame that is used; 0: to the end."""
+    video_step: int = 0
+    """A keyframe every so many clip frames; 0: by how much the picture changes."""
+    video_fps: float = 0.0
+    """Clip frames a second; 0: as the file says (24 for pictures)."""
+    video_start: float = 1.0
+    """Scene frame at which `video_first` plays; one clip frame is one scene frame."""
+    foreground: str = "auto"
+    """What tells the object from the background, one of FOREGROUNDS."""
+    mask: str = ""
+    """For the foreground “mask”: pictures or a film, light where the object is."""
+    key_colour: str = ""
+    """For the foreground “key”: the background's colour as #rrggbb; empty: as along the picture's border."""
+    matting: str = ""
+    """For the foreground “matting”: a model, an .onnx file or a folder with one."""
+    views_model: str = ""
+    """Folder of the pipeline that makes the other views; empty: the bundled one."""
+    elevation: float = 20.0
+    """Degrees by which the clip's camera looks down on the object."""
     protocol: int = protocol.VERSION
 
     def frames(self) -> list[float]:
@@ -66,7 +93,7 @@ class Request:
         for first, last in zip(self.keyframes, self.keyframes[1:]):
             steps = self.inbetweens + 1
             times += [first + (last - first) * step / steps for step in range(steps)]
-        return [*times, self.keyframes[-1]]
+        return [*times, *self.keyframes[-1:]]
 
     def intervals(self) -> list[tuple[int, float]]:
         """(keyframe index, alpha) for every frame of `frames()`; the last one is (last - 1, 1.0)."""
@@ -78,7 +105,9 @@ class Request:
 def check(request: Request) -> None:
     """Raise LimError, worded for an artist, if the request cannot be run."""
     keys = request.keyframes
-    if len(keys) < 2:
+    if request.source == "video":
+        _check_video(request)
+    elif len(keys) < 2:
         raise LimError(
             "one_keyframe",
             f"There {'is only one keyframe' if len(keys) == 1 else 'are no keyframes'}: nothing can be in-betweened.",
@@ -95,7 +124,8 @@ def check(request: Request) -> None:
                 f"Keyframe {later:g} comes after {earlier:g}, but lies before it in time.",
                 "List the keyframes in increasing order.",
             )
-    for field, allowed in (("source", SOURCES), ("template", TEMPLATES), ("device", DEVICES)):
+    choices = {"source": SOURCES, "template": TEMPLATES, "device": DEVICES, "foreground": FOREGROUNDS}
+    for field, allowed in choices.items():
         if getattr(request, field) not in allowed:
             raise LimError(
                 "bad_request", f"“{getattr(request, field)}” is not a {field}.", f"Use {', '.join(allowed)}."
@@ -123,6 +153,35 @@ def check(request: Request) -> None:
             f"The job speaks version {request.protocol} of the protocol, this backend speaks {protocol.VERSION}.",
             "Install the backend again from the add-on's preferences.",
         )
+
+
+def _check_video(request: Request) -> None:
+    if not request.video:
+        raise LimError("bad_request", "No video is named.", "Choose a film or a folder of pictures.")
+    if request.template == "mesh":
+        raise LimError("bad_request", "A video cannot move a mesh of your own.", "Let the mesh be reconstructed.")
+    limits = {
+        "video_first": (1, 10**7),
+        "video_last": (0, 10**7),
+        "video_step": (0, 1000),
+        "video_fps": (0, 1000),
+        "video_start": (-(10**6), 10**6),
+        "elevation": (-30, 60),
+    }
+    for field, (low, high) in limits.items():
+        value = getattr(request, field)
+        if not (low <= value <= high):
+            raise LimError("bad_request", f"{field} is {value}, but must lie between {low} and {high}.")
+    if request.video_last and request.video_last <= request.video_first:
+        raise LimError(
+            "bad_request",
+            f"The clip's range ends at frame {request.video_last}, before it has begun at {request.video_first}.",
+            "Give a last frame after the first.",
+        )
+    if request.key_colour and not re.fullmatch(r"#[0-9a-fA-F]{6}", request.key_colour):
+        raise LimError("bad_request", f"“{request.key_colour}” is not a colour.", "Write it as #00ff00.")
+    if request.foreground == "mask" and not request.mask:
+        raise LimError("bad_request", "The foreground is to come from a mask, but none is named.", "Choose the masks.")
 
 
 def to_json(request: Request) -> str:
@@ -194,6 +253,7 @@ def write(request: Request, job: str | os.PathLike) -> Path:
 
 
 def read(job: str | os.PathLike) -> Request:
+    """The job's request; that of a video with the keyframes which its clip has given, if it was imported already."""
     path = Path(job) / protocol.REQUEST_FILE
     if not path.is_file():
         raise LimError("missing_file", f"“{job}” is not a job folder: it has no {protocol.REQUEST_FILE}.")
@@ -201,4 +261,15 @@ def read(job: str | os.PathLike) -> Request:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise LimError("bad_request", f"{path.name} is not a text file in UTF-8.", "Start the job again.") from None
-    return from_json(text)
+    request = from_json(text)
+    return with_clip(request, job) if request.source == "video" else request
+
+
+def with_clip(request: Request, job: str | os.PathLike) -> Request:
+    """The request with the keyframes and in-betweens in capture/clip.json; unchanged while there is no such file."""
+    try:
+        clip = json.loads((Path(job) / protocol.CLIP_FILE).read_text(encoding="utf-8"))
+        keyframes, inbetweens = tuple(float(frame) for frame in clip["keyframes"]), int(clip["inbetweens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return request
+    return dataclasses.replace(request, keyframes=keyframes, inbetweens=inbetweens)

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from . import __version__, protocol, request, threads
 from .errors import Cancelled, LimError, from_os_error
+from .video import command_line
+
+STAGE_WORDS = {**protocol.VIDEO_STAGES, **protocol.STAGES}
 
 
 class Reporter:
@@ -30,13 +33,16 @@ class Reporter:
         self.last_sent = 0.0
         self.stage_name = ""
         self.stage_from, self.stage_share = 0.0, 0.0
+        self.stages_before, self.share_before = 0, 0.0  # what ran before the pipeline's own stages (a video's import)
+        self.seconds: dict[str, float] = {}  # of those stages
+        self.warnings: list[dict] = []
 
     def event(self, name: str, **fields) -> None:
         with self.lock:
             if self.machine:
                 print(protocol.encode_event(name, **fields), flush=True)
             elif name == "stage":
-                print(f"[{fields['index'] + 1}/{fields['count']}] {protocol.STAGES[fields['stage']]}", flush=True)
+                print(f"[{fields['index'] + 1}/{fields['count']}] {STAGE_WORDS[fields['stage']]}", flush=True)
             elif name in ("error", "warning"):
                 print(f"{name}: {fields['message']} {fields['hint']}".strip(), flush=True)
             elif name == "result":
@@ -48,7 +54,7 @@ class Reporter:
         """A stage begins that starts at `begins` of the whole run and takes `share` of it."""
         self.check()
         self.stage_name, self.stage_from, self.stage_share = name, begins, share
-        self.event("stage", stage=name, index=index, count=count)
+        self.event("stage", stage=name, index=index + self.stages_before, count=count + self.stages_before)
         self.progress(0.0)
 
     def progress(self, fraction: float) -> None:
@@ -59,11 +65,13 @@ class Reporter:
             return
         self.last_sent = now
         whole = min(1.0, self.stage_from + self.stage_share * min(max(fraction, 0.0), 1.0))
+        whole = self.share_before + (1.0 - self.share_before) * whole
         elapsed = now - self.started
         left = elapsed * (1 - whole) / whole if whole > 0.02 else None
         self.event("progress", stage=self.stage_name, fraction=whole, seconds_left=left)
 
     def warning(self, code: str, message: str, hint: str = "") -> None:
+        self.warnings.append({"code": code, "message": message, "hint": hint})
         self.event("warning", code=code, message=message, hint=hint)
 
     def check(self) -> None:
@@ -95,6 +103,7 @@ class Reporter:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="lim_core run", description=__doc__.splitlines()[0])
     p.add_argument("job", help="job folder with request.json and capture/")
+    command_line.add_arguments(p.add_argument_group("a video"))
     p.add_argument("--follow-stdin", action="store_true", help="JSON lines on stdout; stop when stdin ends (Blender)")
     args = p.parse_args(argv)
     # Libraries that print must not garble the events: they get stderr, the events keep the real stdout.
@@ -107,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.follow_stdin:
         reporter.follow(0)
     try:
+        if args.video:
+            command_line.write_request(args)
         seconds = _run(Path(args.job), reporter)
         reporter.event("result", path=protocol.RESULT_FILE, seconds=seconds)
         return protocol.EXIT_RESULT
@@ -129,6 +140,10 @@ def _run(job: Path, reporter: Reporter) -> float:
     reporter.event(
         "hello", protocol=protocol.VERSION, version=__version__, pid=os.getpid(), device=device.describe(where)
     )
+    if asked.source == "video":
+        from .video import importing
+
+        asked = importing.run(job, asked, where, reporter)
     pipeline.run(job, asked, where, reporter)
     return time.monotonic() - started
 

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The stages of a video job before the usual ones: `import` (frames, foreground, crop) and `views` (the rig's other cameras).
+
+They leave what Blender's capture leaves, so that everything after them is the same. Each is kept in `state/` under the hash of
+all that it depends on; the files of the capture are written at the very end, or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import checkpoint, protocol, result
+from ..errors import LimError
+from ..pipeline import State, key_of
+from ..request import Request, with_clip
+from ..worker import Reporter
+from . import clip, decode, foreground, views
+
+SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
+FIELDS = ("video_first", "video_last", "video_step", "video_fps", "foreground", "mask", "key_colour", "matting")
+
+
+def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -> Request:
+    """Import the clip and make its views; the request as the later stages need it, with the clip's keyframes.
+
+    Raises:
+        LimError: whatever is wrong with the clip or the pipeline; Cancelled between two steps.
+    """
+    code = _code()
+    state = State(job)
+    count = len(protocol.STAGES) + len(SHARES)
+    key = key_of(
+        code, [stamp(p) for p in (request.video, request.mask, request.matting)], request.image_size,
+        {name: getattr(request, name) for name in FIELDS},
+    )  # fmt: skip
+    started = time.monotonic()
+    reporter.stage("import", 0, count, 0.0, SHARES["import"])
+    found = state.load("import", key)
+    if found is None:
+        (job / protocol.CLIP_FILE).unlink(missing_ok=True)
+        found = import_clip(request, reporter)
+        state.keep("import", key, found)
+        reporter.seconds["import"] = round(time.monotonic() - started, 3)
+    else:
+        for code_, message, hint in found["warnings"].reshape(-1, 3):
+            reporter.warning(str(code_), str(message), str(hint))
+    result.save_image(job / protocol.CLIP_PREVIEW, views.sheet(found["rgba"][:, None]))
+    write_clip(job, request, found)
+    reporter.event("preview", path=protocol.CLIP_PREVIEW, label="the object in the clip")
+    asked = with_clip(request, job)
+    asked = dataclasses.replace(asked, views=asked.rig_views, has_depth=True, fps=float(found["fps"]))
+
+    from . import adapters  # diffusers takes a second to import
+
+    started = time.monotonic()
+    reporter.stage("views", 1, count, SHARES["import"], SHARES["views"])
+    folder = Path(request.views_model) if request.views_model else checkpoint.BUNDLED / "multiview"
+    key = key_of(key, adapters.weights_key(folder), request.elevation)
+    kept = state.load("views", key)
+    if kept is None or not all((job / name).is_file() for name in capture_files(asked)):
+        model = adapters.load(folder, device)
+        camera, _ = model.cameras(request.elevation, asked.image_size)
+        made = model(views.shrink(found["rgba"], model.size), request.elevation, reporter.progress)
+        small_camera, small_lens = (torch.from_numpy(x) for x in model.cameras(request.elevation, model.size))
+        made = views.agree(made, small_camera, small_lens)
+        rgba, depth = views.enlarge(made, found["rgba"], camera)
+        reporter.check()
+        write_capture(job, asked, rgba, depth, *model.cameras(request.elevation, asked.image_size))
+        result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(rgba))
+        state.keep("views", key, {"made": made.half().numpy()})
+        reporter.seconds["views"] = round(time.monotonic() - started, 3)
+    reporter.event("preview", path=protocol.VIEWS_PREVIEW, label="generated views")
+    reporter.stages_before, reporter.share_before = len(SHARES), sum(SHARES.values())
+    return asked
+
+
+def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
+    """The keyframes cut out and cropped, and what there is to know of the clip, as arrays."""
+    source = decode.open_source(request.video, request.video_fps)
+    plan = clip.plan(source, request, lambda fraction: reporter.progress(0.4 * fraction))
+    warnings = list(plan.warnings)
+    matte = foreground.choose(request, plan.samples, plan.numbers[-1])
+    wanted = {plan.numbers[k]: i for i, k in enumerate(plan.keyframes)}
+    pictures, crowded, cut_off = [], [], []
+    for frame in decode.frames(source):
+        if frame.number not in wanted:
+            continue
+        rgba = matte.cut_out(frame)
+        alpha, others = foreground.largest(rgba[..., 3])
+        if not (alpha > 127).any():
+            raise LimError(
+                "no_foreground", f"There is no object in frame {frame.number} of the clip.",
+                "Leave the frame out of the range, or tell the object from the background in another way.",
+            )  # fmt: skip
+        if (alpha > 127).all():
+            raise LimError(
+                "no_foreground",
+                f"Everything in frame {frame.number} of the clip counts as the object.",
+                foreground.OPTIONS,
+            )
+        crowded += [frame.number] * others
+        cut_off += [frame.number] * foreground.touches_edge(alpha)
+        pictures.append(np.dstack([rgba[..., :3], alpha]))
+        reporter.progress(0.4 + 0.5 * len(pictures) / len(wanted))
+        if len(pictures) == len(wanted):
+            break
+    if crowded:
+        warnings.append((
+            "several_objects", f"There are several objects in {_listed(crowded)}: the largest is taken.",
+            "Give masks that show one object.",
+        ))  # fmt: skip
+    if cut_off:
+        warnings.append((
+            "leaves_frame", f"The object is cut off by the edge of the picture in {_listed(cut_off)}: it ends there.",
+            "Choose a range in which all of it is seen.",
+        ))  # fmt: skip
+    box = clip.square([picture[..., 3] for picture in pictures])
+    rgba = np.stack([clip.cut(picture, box, request.image_size) for picture in pictures])
+    for warning in warnings:
+        reporter.warning(*warning)
+    return {
+        "rgba": rgba,
+        "box": np.array(box),
+        "resolution": np.array(plan.size),
+        "rotation": np.array(source.rotation),
+        "pixel_aspect": np.array(source.pixel_aspect),
+        "fps": np.array(plan.fps),
+        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step]),
+        "seconds": plan.seconds[plan.keyframes],
+        "kind": np.array(matte.kind),
+        "pictures": np.array([path.name for path in source.pictures], dtype=str),
+        "folder": np.array(str(source.pictures[0].parent) if source.pictures else ""),
+        "warnings": np.array(warnings, dtype=str).reshape(-1, 3),
+    }
+
+
+def write_clip(job: Path, request: Request, found: dict[str, np.ndarray]) -> None:
+    """capture/clip.json (docs/video.md)."""
+    first, last, count, step = (int(n) for n in found["range"])
+    fps = float(found["fps"])
+    keyframes = request.video_start + np.round((found["seconds"] - found["seconds"][0]) * fps, 3)
+    camera, intrinsics = clip.full_camera(tuple(found["box"]), request.elevation)
+    (job / protocol.CAPTURE_FOLDER).mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(job / protocol.CLIP_FILE, {
+        "path": request.video,
+        "files": [str(name) for name in found["pictures"]],
+        "folder": str(found["folder"]),
+        "resolution": [int(n) for n in found["resolution"]],
+        "rotation": int(found["rotation"]),
+        "pixel_aspect": float(found["pixel_aspect"]),
+        "fps": fps, "first": first, "last": last, "count": count,
+        "frame_start": request.video_start - (first - 1),
+        "step": step, "keyframes": [float(frame) for frame in keyframes], "inbetweens": step - 1,
+        "camera_to_world": camera.tolist(), "intrinsics": intrinsics.tolist(),
+        "crop": [float(x) for x in found["box"]],
+        "foreground": str(found["kind"]),
+    })  # fmt: skip
+
+
+def capture_files(asked: Request) -> list[str]:
+    keyframes = range(len(asked.keyframes))
+    pictures = [protocol.image_file(k, v) for k in keyframes for v in range(asked.views)]
+    return [protocol.CAMERAS_FILE, *pictures, *(protocol.depth_file(k) for k in keyframes), protocol.VIEWS_PREVIEW]
+
+
+def write_capture(job: Path, asked: Request, rgba, depth, camera_to_world, intrinsics) -> None:
+    """What Blender's capture writes; files of an earlier capture go first."""
+    for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
+        old.unlink()
+    for k in range(len(rgba)):
+        for v in range(rgba.shape[1]):
+            result.save_image(job / protocol.image_file(k, v), np.ascontiguousarray(rgba[k, v]))
+        result.save_arrays(job / protocol.depth_file(k), depth_planar=depth[k])
+    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
+
+
+def stamp(path: str) -> list:
+    """What tells a clip, or a folder of pictures, from a changed one."""
+    if not path:
+        return []
+    place = Path(path)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    if place.suffix.lower() in decode.PICTURES and place.is_file():
+        files = sorted(p for p in place.parent.iterdir() if p.suffix == place.suffix)
+    return [path, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.is_file())]
+
+
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _listed(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"frame {numbers[0]}"
+    return f"{len(numbers)} of the keyframes, first in frame {numbers[0]}"
