@@ -117,8 +117,10 @@ TEST = """
 CORE_TESTS = """
     beartype==0.23.1
     trimesh==5.2.0
+    manifold3d==3.5.4
 """
 TRAINING = """
+    manifold3d==3.5.4
     accelerate==1.15.0
     psutil==7.2.2
     tensorboard==2.21.0

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .. import cameras
-from . import packs, procedural
+from . import packs, patterns
 from .packs import Pack
 
 
@@ -134,8 +134,11 @@ def swap_textures(pack: Pack, donors: Sequence[Pack], rng: np.random.Generator) 
         donor = donors[int(rng.integers(len(donors)))]
         images = [donor.texture(int(rng.integers(len(donor.texture_shape)))) for _ in range(count)]
     else:
-        palette = procedural.random_palette(rng)
-        images = [np.rint(procedural.random_texture(rng, palette) * 255).astype(np.uint8) for _ in range(count)]
+        palette = patterns.random_palette(rng)
+        images = [
+            np.rint(patterns.random_texture(rng, palette, patterns.ALL_KINDS) * 255).astype(np.uint8)
+            for _ in range(count)
+        ]
     texels = [image.reshape(-1, 3) for image in images]
     return dataclasses.replace(
         pack,

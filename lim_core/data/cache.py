@@ -129,12 +129,18 @@ def read_packs(paths: Sequence[Path], say: Callable[[str], None]) -> list[Pack]:
     found = []
     for path in paths:
         try:
-            found.append(packs.load(path))
+            found.append(_load(path, path.stat().st_mtime_ns if path.exists() else 0))
         except LimError as error:
             say(f"Left out: {error}")
     if paths and not found:
         raise LimError("bad_pack", f"None of the {len(paths)} packs can be read.", "Bake them again.")
     return found
+
+
+@functools.lru_cache(8192)
+def _load(path: Path, changed: int) -> Pack:
+    """A pack, read once: a process that fills caches in small portions would spend a quarter of its time on that."""
+    return packs.load(path)
 
 
 def fill(
@@ -172,7 +178,7 @@ def fill(
                 if not loaded or rng.random() < procedural:
                     from . import procedural as generator
 
-                    pack = generator.make_object(int(rng.integers(1 << 31)))
+                    pack = generator.make_object(int(rng.integers(1 << 31)), variety=generator.RICH)
                 else:
                     pack = loaded[int(rng.integers(len(loaded)))]
                 try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -23,7 +24,7 @@ def measure(
     """Views rendered into sequences, wall seconds, seconds of the processor. Without paths, of generated objects."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(paths))[:40]
-    loaded = [packs.load(paths[i]) for i in chosen] or [procedural.make_object((seed, i)) for i in range(40)]
+    loaded = [packs.load(paths[i]) for i in chosen] or list(itertools.islice(procedural.objects(seed), 40))
     cache.render_sequence(loaded[0], size, rng, supersample=supersampling)
     views, wall, processor = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
@@ -37,6 +38,11 @@ def main(folder: str, processes: int) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
     paths = [] if folder == "-" else packs.list_packs(folder)
     print(f"{processes} processes on {os.cpu_count()} logical processors, {SECONDS:g} s each")
+    if not paths:
+        made, began = 0, time.process_time()
+        for _ in itertools.islice(procedural.objects(1), 60):
+            made += 1
+        print(f"{made / (time.process_time() - began):.0f} objects generated per second of a processor")
     print("| size | rays per pixel | views/s in all | views/s per second of a processor |\n|---|---|---|---|")
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for size, supersampling in CASES:

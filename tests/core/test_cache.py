@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lim_core import cameras
-from lim_core.data import augment, packs, procedural
+from lim_core.data import augment, packs, procedural, shapes
 from lim_core.data import cache as caches
 from lim_core.errors import LimError
 
@@ -20,7 +20,7 @@ SIZE = 32
 
 def arm(bend: float = 1.2) -> packs.Pack:
     """A stick along +Z on two bones, the upper one hinged in the middle; clip 0 is straight, clip 1 bent by `bend`."""
-    part = procedural.rounded_box(np.random.default_rng(0))
+    part = shapes.rounded_box(np.random.default_rng(0))
     rest = ((part.points - [0, 0, 0.5]) * [0.2, 0.2, 2.0]).astype(np.float32)
     weight = np.zeros((len(rest), 4), np.uint8)
     weight[:, 1] = np.rint(np.clip(rest[:, 2] * 3 + 0.5, 0, 1) * 255)
@@ -41,7 +41,7 @@ def arm(bend: float = 1.2) -> packs.Pack:
 
 def vanishing() -> packs.Pack:
     """A box that shrinks to nothing."""
-    part = procedural.rounded_box(np.random.default_rng(0))
+    part = shapes.rounded_box(np.random.default_rng(0))
     frames = part.points * np.array([1, 0.4, 1e-12])[:, None, None]
     changes = {"stored_positions": frames.astype(np.float32), "clip_start": np.array([0, 3], np.int32)}
     changes |= {"rest": None, "bone_index": None, "bone_weight": None, "bones": None, "clip_names": ("gone",)}
