@@ -22,6 +22,7 @@ from ..data.cache import RIG_VIEWS, STEPS, Cache
 from ..errors import LimError
 from ..images import Views
 
+NEAR = 0.04  # of a picture's width: how far from the object half of the target pixels may lie
 REFRESH_SECONDS = 20.0  # how often a reader looks for new shards
 
 
@@ -138,7 +139,7 @@ def rays_of(pixel: Tensor, rgba: Tensor, maps: Tensor, camera_to_world: Tensor, 
     pixel = pixel.long()
     view, place = pixel // (size * size), pixel % (size * size)
     u, v = (place % size).float() + 0.5, (place // size).float() + 0.5
-    matrices = camera_to_world[..., :3, :3] @ torch.linalg.inv(intrinsics)
+    matrices = camera_to_world[..., :3, :3] @ torch.linalg.inv_ex(intrinsics)[0]  # inv would wait for the GPU
 
     def of_view(values: Tensor) -> Tensor:
         index = view[(..., *[None] * (values.ndim - 2))].expand(*view.shape, *values.shape[2:])
@@ -172,13 +173,20 @@ def canonical_views(sequence: dict[str, np.ndarray], step: int, reverse: bool) -
 
 
 def ray_pixels(alpha: np.ndarray, count: int, rng: np.random.Generator, patch: int = 0) -> np.ndarray:
-    """Indices into [A, H, W] of `count` pixels: half on the object or at its edge, the rest anywhere; then a square of
+    """Indices into [A, H, W] of `count` pixels: half on the object or near it, the rest anywhere; then a square of
     patch² neighbouring pixels around a pixel of the object."""
     views, height, width = alpha.shape
     foreground = np.flatnonzero(alpha)
     chosen = rng.integers(views * height * width, size=count)
     if len(foreground):
-        chosen[: count // 2] = foreground[rng.integers(len(foreground), size=count // 2)]
+        # Both sides of the silhouette alike: pixels of the object alone would teach masks that are too wide.
+        reach, half = round(width * NEAR), count // 2
+        view, row, column = np.unravel_index(foreground[rng.integers(len(foreground), size=half)], alpha.shape)
+        row, column = (
+            (place + rng.integers(-reach, reach + 1, half)).clip(0, size - 1)
+            for place, size in ((row, height), (column, width))
+        )
+        chosen[:half] = np.ravel_multi_index((view, row, column), alpha.shape)
     if patch:
         middle = foreground[rng.integers(len(foreground))] if len(foreground) else rng.integers(alpha.size)
         view, row, column = np.unravel_index(middle, alpha.shape)

@@ -12,6 +12,7 @@ size, then replace its oldest shards. While nobody trains and the cache is full 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -198,12 +199,14 @@ def render(work: Path, index: int) -> None:
         if called:
             idle_since = time.monotonic()
         full = make_room(cache, limit) > 0.9 * limit and not called  # and nobody takes from it
-        if full or sequences(cache) >= settings["sequences"] > 0:
+        lacking = settings["sequences"] - sequences(cache) if settings["sequences"] else math.inf
+        if full or lacking <= 0:
             time.sleep(5)
             continue
         paths = [Path(path) for path in settings["packs"]]
         seed = next_seed(cache, index)
-        caches.fill(paths, cache, sequences=SHARDS_AT_ONCE * caches.SHARD, seed=seed, **common)
+        count = min(SHARDS_AT_ONCE * caches.SHARD, lacking)
+        caches.fill(paths, cache, sequences=count, seed=seed, **common)
 
 
 def main(argv: list[str]) -> int:

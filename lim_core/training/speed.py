@@ -82,13 +82,13 @@ def timed(where: torch.device, run: Callable[[], object], repeats: int) -> float
 
 
 def table(rows: list[tuple[str, float, float]], scenes: int, peak: float) -> str:
-    """Lines for the screen of (what, seconds, FLOPs or 0): the share of each in the last row, the whole step."""
+    """Lines for the screen of (what, seconds, FLOPs or 0); the last row is the whole step, of which the others are shares."""
     whole = rows[-1][1]
-    lines = [f"{'':<34}{'ms':>9}{'share':>8}{'GFLOP':>9}{'TFLOP/s':>9}{'of peak':>9}"]
+    lines = [f"{'':<36}{'ms':>9}{'share':>8}{'GFLOP':>9}{'TFLOP/s':>9}{'of peak':>9}"]
     for what, seconds, flops in rows:
-        line = f"{what:<34}{seconds * 1e3:>9.1f}{seconds / whole:>8.0%}"
-        if flops:
-            line += f"{flops / 1e9:>9.1f}{flops / seconds / 1e12:>9.2f}{flops / seconds / peak:>9.1%}"
+        line = f"{what:<36}{seconds * 1e3:>9.1f}{seconds / whole:>8.0%}"
+        if flops and seconds:
+            line += f"{flops / 1e9:>9.1f}{flops / seconds / 1e12:>9.3g}{flops / seconds / peak:>9.1%}"
         lines.append(line)
-    lines.append(f"{scenes / whole:.1f} scenes a second; matrix products reach {peak / 1e12:.2f} TFLOP/s")
+    lines.append(f"{scenes / whole:.1f} scenes a second; matrix products reach {peak / 1e12:.3g} TFLOP/s")
     return "\n".join(lines)

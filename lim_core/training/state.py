@@ -47,6 +47,7 @@ def claim(out: Path, network: str, model_config: ModelConfig, batch: int, argume
         LimError: the folder holds a run of another network, size or batch; or something else.
     """
     run = {"network": network, "config": dataclasses.asdict(model_config), "batch": batch}
+    run = json.loads(json.dumps(run))  # as it is read again: tuples are lists there
     path = out / RUN
     if path.exists() and (out / STATE).exists():
         try:

@@ -211,7 +211,7 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
     peak = speed.matmul_peak(where)
     if processes.first:
         print(
-            f"{device.describe(where)} × {processes.count}: matrix products reach {peak / 1e12:.2f} TFLOP/s in "
+            f"{device.describe(where)} × {processes.count}: matrix products reach {peak / 1e12:.3g} TFLOP/s in "
             f"{device.training_dtype(where)}; a step takes {flops[False] / 1e9:.1f} GFLOP on each",
             flush=True,
         )
@@ -221,15 +221,18 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
 
     stop = on_terminate()
     started, saved, logged = time.monotonic() - counters.elapsed, time.monotonic(), time.monotonic()
-    closing, unmeasured = 0.0, 20.0  # seconds that saving and watching take
+    saving, watching = 0.0, 0.0  # seconds that they take; 0 until they are known
     sums: dict[str, tuple[Tensor, int]] = {}
     window, window_flops, waited = 0, 0, feed.waited
     while True:
         now = time.monotonic()
         counters.elapsed = now - started
         share = counters.step / args.steps if args.steps else counters.elapsed / (args.minutes * 60)
-        done = share >= 1 or not args.steps and counters.elapsed + closing >= args.minutes * 60
-        called_off = stop.is_set() or now - called + (closing or unmeasured) >= args.call_minutes * 60
+        rest = args.call_minutes * 60 - (now - called)
+        may_watch = rest > saving + (watching or 10)
+        done = share >= 1 or not args.steps and counters.elapsed + saving + watching >= args.minutes * 60
+        called_off = stop.is_set() or rest <= (saving or 20) or done and not may_watch
+        done = done and may_watch
         decisions = share, done, called_off, now - saved > args.save_minutes * 60, now - logged > LOG_SECONDS
         share, done, called_off, save_now, log_now = processes.agree(decisions)
         over = done or called_off
@@ -254,8 +257,10 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
                 state.save(out, counters, model, average, optimiser, networks.scale)
                 training = {**state.record(out, vars(args), counters), "done": done}
                 state.save_checkpoint(out / "checkpoint", args.network, model.config, average, training)
-                score_average(out, networks, average, watched, log, counters.step, where)
-                closing = time.monotonic() - began
+                saving = time.monotonic() - began
+                if may_watch and (done or not called_off):
+                    score_average(out, networks, average, watched, log, counters.step, where)
+                    watching = time.monotonic() - began - saving
             saved = logged = time.monotonic()
         if over:
             break
@@ -433,8 +438,9 @@ def benchmark(args: argparse.Namespace, processes: Processes, repeats: int = 5) 
     rows += [(name, speed.timed(where, run, repeats), flops[name]) for name, run in parts]
     computing = speed.timed(where, whole, repeats)
     updating = speed.timed(where, update, repeats)
-    name = "loss, forward and backward"
-    rows += [(name, computing, flops["whole"]), ("optimiser and average", updating, 0.0)]
+    rest = max(computing - sum(seconds for _, seconds, _ in rows[2:]), 0.0)
+    rest_flops = flops["whole"] - sum(flops[name] for name, _ in parts)
+    rows += [("rendering and the rest of the loss", rest, rest_flops), ("optimiser and average", updating, 0.0)]
     rows += [("step, without reading", carrying + computing + updating, flops["whole"])]
     heading = f"{args.network} {args.preset}, batch {len(draws.scenes)}, {args.rays} rays, {device.describe(where)}"
     return heading + "\n" + speed.table(rows, len(draws.scenes), speed.matmul_peak(where))

@@ -429,3 +429,23 @@ def test_the_perceptual_loss_is_an_option(tmp_path, cache, perceptual_file):
     assert float(logs.read(out / "log.csv")[-1]["perceptual"]) > 0
     with pytest.raises(LimError, match="no file “/nowhere”"):
         run(tmp_path / "other", cache, "lrm", "--perceptual", "/nowhere")
+
+
+@pytest.mark.parametrize("network", ("lrm", "lim-xyz"))
+def test_the_benchmark_times_the_parts(cache, tiny_weights, capsys, network):
+    arguments = [network, "--cache", str(cache), "--benchmark", "--batch", "2", "--rays", "32", "--device", "cpu"]
+    if network == "lim-xyz":
+        arguments += ["--lrm", str(tiny_weights / "lrm-xyz")]
+    assert train.main(arguments) == 0
+    said = capsys.readouterr().out
+    parts = (
+        "reading the cache",
+        "copy and unpack",
+        "network, forward",
+        "rendering",
+        "optimiser",
+        "step, without reading",
+    )
+    assert all(part in said for part in parts) and ("frozen reconstructor" in said) == (network == "lim-xyz")
+    shares = [int(line.split("%")[0].split()[-1]) for line in said.splitlines() if "%" in line]
+    assert shares[-1] == 100 and len(shares) == (7 if network == "lim-xyz" else 6)
