@@ -129,6 +129,15 @@ TRAINING = """
     markdown==3.11.3
     tensorboard-data-server==0.7.2
     werkzeug==3.1.9
+    matplotlib==3.11.2
+    contourpy==1.3.3
+    cycler==0.12.1
+    fonttools==4.68.0
+    kiwisolver==1.5.1
+    pyparsing==3.3.3
+    python-dateutil==4.0.0
+    tzdata==2026.6
+    six==1.17.0; python_version < "3.11"
 """
 BPY = """
     numpy==1.26.4

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m lim_core evaluate interpolation`: the middle of uniform triplets, as the paper measures it (section 4.1).
 
-Rows: `linear` (blend of the keyframes' triplanes), `flow` (the input views blended along optical flow, then LRM), `lim`, and
-`oracle` (LRM on the true middle). Four held-out views each. `flow` uses scikit-image's TV-L1; it has no depth to give the
-reconstructor, since image-space interpolation knows none.
+Rows, four held-out views each:
+
+    linear    half of each keyframe's triplane
+    flow      the input pictures and their depth interpolated in the image (flow.py), then LRM
+    flow_rgb  the same without the depth: what an interpolator of pictures gives by itself
+    lim       LIM; one more row for each `--ablate NAME=FOLDER`
+    oracle    LRM on the true middle
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -15,97 +21,239 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage.registration import optical_flow_tvl1
-from skimage.transform import warp
 
-from .. import checkpoint
+from .. import checkpoint, perceptual
+from .. import device as devices
+from ..data import packs
+from ..errors import LimError
 from ..images import Views
-from . import metrics, scenes
+from ..lim import LIM
+from ..lrm import LRM
+from . import flow, metrics, pictures, scenes, speed
+from .scenes import Span
 
-ROWS = ("linear", "flow", "lim", "oracle")
-NAMES = ("psnr", "psnr_fg", "ssim")
+SHOWN = 4  # triplets of a figure that nobody chose
+FIGURE_SIZE = 256
+MEMORY_OF = (4, 32)  # in-betweens
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gap", type=float, default=0.4, help="seconds between the ends of a triplet")
+    parser.add_argument("--per-clip", type=int, default=2, help="triplets of every clip")
+    parser.add_argument(
+        "--triplet", action="append", default=[], metavar="ASSET/CLIP@SECONDS", dest="triplets",
+        help="only this triplet; may be repeated (the labels of the contact sheets name them)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ablate", action="append", default=[], metavar="NAME=FOLDER",
+        help="a row for another LIM: a checkpoint, or a folder of checkpoints (its own lrm is used where it has one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frame-interpolator", default="", metavar="FILE",
+        help="TorchScript model (FILM, RIFE) of two images [1, 3, H, W] and a time [1, 1], for the rows flow and flow_rgb",
+    )  # fmt: skip
+    parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
+    parser.add_argument(
+        "--figure", default="", metavar="FILE", help="picture of the triplets, or of the liveliest four"
+    )
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory of 4 and of 32 in-betweens too")
+
+
+@dataclasses.dataclass
+class Networks:
+    """What predicts: the pair that is measured, the ablations' pairs by name, and an interpolator of pictures if given."""
+
+    lrm: LRM
+    lim: LIM
+    ablations: dict[str, tuple[LRM, LIM]]
+    interpolator: flow.FrameInterpolator | None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return ("linear", "flow", "flow_rgb", "lim", *self.ablations, "oracle")
+
+    def decoder(self, row: str) -> torch.nn.Module:
+        return self.ablations.get(row, (self.lrm,))[0].decoder
+
+
+class Triplet:
+    """A span's pack, what a job would have captured at its two ends and its middle, and the middle's truth."""
+
+    def __init__(self, span: Span, size: int, pixels: int | None = None):
+        self.size = size
+        pack = packs.load(span.path)
+        positions = span.positions(pack, (0, 0.5, 1))
+        self.motion = scenes.motion(positions)
+        self.capture = scenes.capture(pack, positions, size)
+        self.real = scenes.truth(pack, positions[1], positions[0], pixels)
+        self.outer = [scenes.truth(pack, positions[i], positions[0], pixels, 1) for i in (0, 2)]
+
+    def views(self, moment: int, device) -> Views:
+        """What the networks see of the first (0), the middle (1) or the last moment (2)."""
+        return self.capture.network_views(moment, self.size, device)
 
 
 @torch.no_grad()
 def evaluate(
-    packs_folder: str, out: str, *, weights: str, device, limit: int | None, gap: float = 0.4, per_clip: int = 2
-) -> dict:
-    folders = checkpoint.folders(weights)
-    lrm = checkpoint.load(folders["lrm"], "lrm", device)
-    lim = checkpoint.load(folders["lim"], "lim", device)
-    size = lrm.config.image_size
-    chosen = list(scenes.triplets(packs_folder, gap, per_clip))
-    if limit is not None and len(chosen) > limit:
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
-    rows, sheet = [], []
-    for pack, clip, frames, motion in chosen:
-        positions = pack.model_positions(clip, frames)
-        seen = scenes.capture(pack, positions)
-        views = [seen.network_views(i, size, device) for i in range(3)]
-        real = scenes.truth(pack, positions[1], positions[0])
-        (first, features), (middle, _), (last, _) = (lrm(v) for v in views)
-        started = time.monotonic()
-        between, _ = lim(features, lim.condition(views[2]), torch.tensor([0.5], device=device))
-        seconds = time.monotonic() - started
-        planes = {
-            "linear": (first + last) / 2,
-            "flow": lrm(flow_views(views[0], views[2]))[0],
-            "lim": between,
-            "oracle": middle,
-        }
-        row = {"asset": Path(pack.name).stem, "clip": pack.clip_names[clip], "start": frames[0], "motion": motion}
-        pictures = [real.images]
-        for name in ROWS:
-            image = scenes.render(lrm.decoder, planes[name])[0].clip(0, 1)
-            row[f"{name}.psnr"] = np.mean([metrics.psnr(a, b) for a, b in zip(image, real.images)])
-            row[f"{name}.psnr_fg"] = np.nanmean(
-                [metrics.psnr(a, b, m) for a, b, m in zip(image, real.images, real.mask)]
+    packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, gap: float = 0.4,
+    per_clip: int = 2, triplets=(), ablate=(), frame_interpolator: str = "", lpips: str = "", figure: str = "",
+    memory: bool = False,
+) -> dict:  # fmt: skip
+    """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
+
+    Raises:
+        LimError: `bad_request` for an impossible option, `bad_pack` where nothing can be measured.
+    """
+    out, device = Path(out), torch.device(device)
+    networks = load(weights, ablate, frame_interpolator, device)
+    judge = perceptual.load(lpips).to(device) if lpips else None
+    size = networks.lrm.config.image_size
+    skipped: list[dict] = []
+    if triplets:
+        chosen = [scenes.named_span(packs_folder, name, gap) for name in triplets]
+    else:
+        chosen = scenes.evenly(scenes.spans(packs_folder, gap, per_clip, skipped), limit)
+    rows, sheet, done, seconds = [], [], [], {}
+    for span in chosen:
+        with scenes.skipping(skipped, span.asset):
+            seen = Triplet(span, size)
+            planes, took = predict(networks, seen, device)
+            row = {"asset": span.asset, "clip": span.clip_name, "start": span.start / span.fps, "motion": seen.motion}
+            shown = []
+            for name in networks.rows:
+                images = scenes.render(networks.decoder(name), planes[name])[0].clip(0, 1)
+                measured = metrics.pictures(images, seen.real.images, seen.real.mask, judge)
+                row |= {f"{name}.{key}": value for key, value in measured.items()}
+                shown.append(images[0])
+            row["seconds"] = took
+            seconds = seconds or speed.of_interpolation(
+                networks.lrm, networks.lim, seen.views(0, device), seen.views(2, device)
             )
-            row[f"{name}.ssim"] = np.mean([metrics.ssim(a, b) for a, b in zip(image, real.images)])
-            pictures.append(image)
-        row["seconds"] = seconds
-        rows.append(row)
-        if len(sheet) < 16:
-            sheet.append(np.concatenate([p[0] for p in pictures], 1))
-        print(f"{row['asset']} {row['clip']}: " + " ".join(f"{n}={row[f'{n}.psnr_fg']:.2f}" for n in ROWS), flush=True)
-    table = {name: {m: metrics.mean(rows, f"{name}.{m}") for m in NAMES} | {"lpips": None} for name in ROWS}
-    summary = {
-        "gap": gap,
-        "rows": table,
-        "gap_closed": {m: _gap_closed(table, m) for m in ("psnr", "psnr_fg")},
-        "high_motion": _high_motion(rows),
-        "scenes": len({row["asset"] for row in rows}),
-        "triplets": len(rows),
+            rows.append(row)
+            done.append(span)
+            sheet.append(pictures.Row(span.asset, span.place, [*shown, seen.real.images[0]]))
+            metrics.write_rows(out, rows)
+            print(f"{span.name}: " + " ".join(f"{n}={row[f'{n}.psnr_fg']:.2f}" for n in networks.rows), flush=True)
+    scenes.need_any(rows, skipped, packs_folder)
+    summary = summarise(rows, networks.rows, gap) | {
         "seconds_per_frame": metrics.mean(rows, "seconds"),
+        "seconds": seconds,
+        "device": devices.describe(device),
+        "skipped": skipped,
     }
-    metrics.write(Path(out), rows, summary)
-    Image.fromarray((np.concatenate(sheet) * 255).round().astype(np.uint8)).save(Path(out) / "sheet.png")
+    if memory:
+        summary["peak_memory_mb"] = {str(n): speed.memory(weights, device, n) for n in MEMORY_OF}
+    metrics.write(out, rows, summary)
+    pictures.save_sheets(out, sheet, [*networks.rows, "truth"])
+    if figure:
+        drawn = done if triplets else [done[i] for i in liveliest(rows)]
+        pictures.save(draw(networks, drawn, device), Path(figure))
     return summary
 
 
-def _gap_closed(table: dict, measure: str) -> float | None:
+def load(weights: str, ablate, frame_interpolator: str, device: torch.device) -> Networks:
+    """The networks of a weights folder and of the ablations NAME=FOLDER.
+
+    Raises:
+        LimError: `bad_request` for an ablation without a name or of a row's name; `weights_missing`, `weights_broken`.
+    """
+    folders = checkpoint.folders(weights)
+    lrm = checkpoint.load(folders["lrm"], "lrm", device)
+    interpolator = flow.load(frame_interpolator, device) if frame_interpolator else None
+    networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator)
+    for text in ablate:
+        name, _, folder = text.rpartition("=")  # a name may hold an equals sign itself: blocks=3
+        if not name or name in networks.rows:
+            raise LimError("bad_request", f"“{text}” does not name a new row and its folder.", "Write NAME=FOLDER.")
+        place = Path(folder)
+        lim = checkpoint.load(place / "lim" if (place / "lim").is_dir() else place, "lim", device)
+        own = checkpoint.load(place / "lrm", "lrm", device) if (place / "lrm").is_dir() else lrm
+        networks.ablations[name] = (with_blocks(own, lim.config.lim_blocks), lim)
+    return networks
+
+
+def with_blocks(lrm: LRM, count: int) -> LRM:
+    """The same reconstructor, handing out the features of its last `count` blocks."""
+    if count == lrm.config.lim_blocks:
+        return lrm
+    other = copy.copy(lrm)
+    other.config = dataclasses.replace(lrm.config, lim_blocks=count)
+    return other
+
+
+def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.Tensor], float]:
+    """Every row's triplane of the middle, and the seconds of LIM's one."""
+    lrm, first, last = networks.lrm, seen.views(0, device), seen.views(2, device)
+    start, features = lrm(first)
+    half = torch.tensor([0.5], device=device)
+    condition = networks.lim.condition(last)
+    devices.synchronise(device)
+    started = time.monotonic()
+    between, _ = networks.lim(features, condition, half)
+    devices.synchronise(device)
+    seconds = time.monotonic() - started
+    middle = flow.between(seen.capture, 0, 2, 0.5, networks.interpolator)
+    planes = {
+        "linear": (start + lrm(last)[0]) / 2,
+        "flow": lrm(middle.network_views(0, seen.size, device))[0],
+        "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
+        "lim": between,
+        "oracle": lrm(seen.views(1, device))[0],
+    }
+    for name, (own, lim) in networks.ablations.items():
+        given = features if own is lrm else own(first)[1]
+        planes[name] = lim(given, lim.condition(last), half)[0]
+    return planes, seconds
+
+
+def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
+    """The means of every row, how much of the gap from linear to oracle LIM closes, and the same for the liveliest third."""
+
+    def table(some: list[dict]) -> dict:
+        return {name: {m: metrics.mean(some, f"{name}.{m}") for m in metrics.PICTURE} for name in names}
+
+    lively = sorted(rows, key=lambda row: -row["motion"])[: max(1, len(rows) // 3)]
+    found, high = table(rows), table(lively)
+    measures = ("psnr", "psnr_fg")
+    return {
+        "gap": gap,
+        "rows": found,
+        "gap_closed": {m: gap_closed(found, m) for m in measures},
+        "high_motion": {
+            "rows": high,
+            "gap_closed": {m: gap_closed(high, m) for m in measures},
+            "triplets": len(lively),
+        },
+        "scenes": len({row["asset"] for row in rows}),
+        "triplets": len(rows),
+    }
+
+
+def gap_closed(table: dict, measure: str) -> float | None:
     """(lim − linear) / (oracle − linear); None where there is no gap to close."""
     linear, lim, oracle = (table[name][measure] for name in ("linear", "lim", "oracle"))
     return round((lim - linear) / (oracle - linear), 4) if oracle - linear > 1e-3 else None
 
 
-def _high_motion(rows: list[dict]) -> dict:
-    """The same, over the third of the triplets that move most."""
-    lively = sorted(rows, key=lambda row: -row["motion"])[: max(1, len(rows) // 3)]
-    return {name: {m: metrics.mean(lively, f"{name}.{m}") for m in NAMES} for name in ROWS}
+def liveliest(rows: list[dict]) -> list[int]:
+    """Indices of the rows that move most, one for each asset, `SHOWN` of them."""
+    best: dict[str, int] = {}
+    for index in sorted(range(len(rows)), key=lambda i: -rows[i]["motion"]):
+        best.setdefault(rows[index]["asset"], index)
+    return list(best.values())[:SHOWN]
 
 
-def flow_views(first: Views, last: Views) -> Views:
-    """The rig's pictures half-way, blended along the optical flow between the two times."""
-    images = []
-    for one, two in zip(first.content[0].cpu().numpy(), last.content[0].cpu().numpy()):
-        grey = [x.mean(-1) for x in (one, two)]
-        v, u = optical_flow_tvl1(grey[0], grey[1])
-        row, column = np.meshgrid(*(np.arange(n) for n in grey[0].shape), indexing="ij")
-        forward = [warp(one[..., c], np.stack([row - v / 2, column - u / 2]), mode="edge") for c in range(3)]
-        back = [warp(two[..., c], np.stack([row + v / 2, column + u / 2]), mode="edge") for c in range(3)]
-        images.append((np.stack(forward, -1) + np.stack(back, -1)) / 2)
-    content = torch.from_numpy(np.stack(images))[None].to(first.content)
-    alpha = ((first.alpha + last.alpha) / 2 + (content < 0.98).any(-1).float()).clamp(0, 1)
-    shown = dataclasses.replace(first, content=content, alpha=alpha)
-    return shown.without_depth(torch.ones(1, device=content.device))
+def draw(networks: Networks, spans: list[Span], device) -> Image.Image:
+    """The paper's figure 4: for each triplet its ends, every row's middle and the true one, in one held-out view."""
+    lines = []
+    for span in spans:
+        seen = Triplet(span, networks.lrm.config.image_size, FIGURE_SIZE)
+        planes, _ = predict(networks, seen, device)
+        shown = [
+            scenes.render(networks.decoder(name), planes[name], FIGURE_SIZE, views=1)[0][0] for name in networks.rows
+        ]
+        ends = [end.images[0] for end in seen.outer]
+        part = pictures.crop(np.stack([seen.real.mask[0], *(end.mask[0] for end in seen.outer)]))
+        images = [pictures.resized(image[part], FIGURE_SIZE) for image in (*ends, *shown, seen.real.images[0])]
+        lines.append(pictures.Row(span.asset, span.place, images))
+    return pictures.sheet(lines, ["first", "last", *networks.rows, "truth"])

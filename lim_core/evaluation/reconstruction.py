@@ -2,87 +2,125 @@
 """`python -m lim_core evaluate reconstruction`: novel views of the reconstructors on packs they were not trained on.
 
 Per pack, the middle of its liveliest clip: four rig views of 128 px in, four held-out views of 128 px compared. `lrm` as it is
-bundled, and `lrm_no_depth` with the depth evidence hidden (what a video gives it).
+bundled, and the same with the depth hidden (`no_depth`: what a video gives it).
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from .. import cameras, checkpoint, surface, triplane
+from .. import cameras, checkpoint, perceptual, surface, triplane
+from .. import device as devices
 from ..data import packs, rays
 from ..errors import LimError
-from ..pipeline import SURFACE_LEVEL
-from . import metrics, scenes
+from ..pipeline import SURFACE_LEVEL, TEMPLATE_GRID
+from . import metrics, pictures, scenes, speed
+
+POINTS = 10000  # of each surface for the chamfer distance
+NAMES = (*metrics.PICTURE, "mask_iou", "depth_error")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
 
 
 @torch.no_grad()
-def evaluate(packs_folder: str, out: str, *, weights: str, device, limit: int | None) -> dict:
+def evaluate(
+    packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, lpips: str = ""
+) -> dict:
+    """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
+
+    Raises:
+        LimError: `bad_pack` where no pack can be measured; a single bad one is skipped and named in the summary.
+    """
+    out = Path(out)
     folders = checkpoint.folders(weights)
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     twin = checkpoint.load(folders["lrm-xyz"], "lrm-xyz", device)
-    size = lrm.config.image_size
-    rows, sheet = [], []
-    for path in packs.list_packs(packs_folder)[:limit]:
-        pack = packs.load(path)
-        clip, frame = scenes.liveliest(pack)
-        start, now = pack.model_positions(clip, [max(frame - 2, 0), frame])
-        views = scenes.capture(pack, now[None]).network_views(0, size, device)
-        real = scenes.truth(pack, now, start)
-        row = {"asset": path.stem, "clip": pack.clip_names[clip]}
-        pictures = [real.images]
-        for name, shown in (("", views), ("no_depth_", views.without_depth(torch.ones(1, device=device)))):
-            started = time.monotonic()
-            planes = lrm(shown)[0]
-            seconds = time.monotonic() - started
-            image, depth, mask = scenes.render(lrm.decoder, planes)
-            image = image.clip(0, 1)
-            solid = mask > 0.5
-            both = solid & real.mask
-            row |= {
-                f"{name}psnr": np.mean([metrics.psnr(a, b) for a, b in zip(image, real.images)]),
-                f"{name}psnr_fg": np.nanmean([metrics.psnr(a, b, m) for a, b, m in zip(image, real.images, real.mask)]),
-                f"{name}ssim": np.mean([metrics.ssim(a, b) for a, b in zip(image, real.images)]),
-                f"{name}mask_iou": np.mean([metrics.iou(a, b) for a, b in zip(solid, real.mask)]),
-                f"{name}depth_error": np.abs(depth - real.depth_planar)[both].mean() if both.any() else np.nan,
-                f"{name}seconds": seconds,
-            }
-            pictures.append(image)
-            if not name:
-                grid = triplane.density_grid(lrm.decoder, planes, 128).cpu().numpy()
-                points = metrics.sample_surface(now, pack.faces, 10000)
-                try:
-                    mesh = surface.marching_cubes(grid, SURFACE_LEVEL)
-                    row["chamfer"] = metrics.chamfer(metrics.sample_surface(*mesh, 10000), points)
-                except LimError:
-                    row["chamfer"] = np.nan
-        # The twin, on the canonical renders of the true start, as L_can trains it.
-        omega = _canonical_views(pack, now, start, views, size)
-        label, _, mask = scenes.render(twin.decoder, twin(omega)[0], background=0.0)
-        hit = (mask > 0.5) & real.mask
-        diagonal = np.linalg.norm(np.ptp(start, axis=0))
-        error = np.linalg.norm(label / np.maximum(mask, 1e-6)[..., None] - real.canonical, axis=-1)[hit]
-        row["canonical_error"] = float(error.mean() / diagonal) if hit.any() else np.nan
-        rows.append(row)
-        sheet.append(np.concatenate([np.concatenate(list(p[:2]), 1) for p in pictures], 1))
-        print(f"{path.stem}: " + " ".join(f"{k}={v:.3g}" for k, v in row.items() if isinstance(v, float)), flush=True)
-    names = ("psnr", "psnr_fg", "ssim", "mask_iou", "depth_error", "chamfer", "canonical_error")
-    summary = {name: metrics.mean(rows, name) for name in names} | {"lpips": None, "scenes": len(rows)}
-    summary["no_depth"] = {
-        n: metrics.mean(rows, f"no_depth_{n}") for n in ("psnr", "psnr_fg", "ssim", "mask_iou", "depth_error")
+    judge = perceptual.load(lpips).to(device) if lpips else None
+    rows, skipped, sheet, seconds = [], [], [], {}
+    for path in scenes.evenly(packs.list_packs(packs_folder), limit):
+        with scenes.skipping(skipped, path.stem):
+            pack = packs.load(path)
+            row, images, views = measure(pack, lrm, twin, judge, device)
+            seconds = seconds or speed.of_reconstruction(lrm, views)
+            rows.append(row)
+            sheet.append(pictures.Row(path.stem, f"{row['psnr_fg']:.1f} dB", images))
+            metrics.write_rows(out, rows)
+            print(
+                f"{path.stem}: " + " ".join(f"{k}={v:.3g}" for k, v in row.items() if isinstance(v, float)), flush=True
+            )
+    scenes.need_any(rows, skipped, packs_folder)
+    summary = {name: metrics.mean(rows, name) for name in (*NAMES, "chamfer", "canonical_error")}
+    summary |= {
+        "scenes": len(rows),
+        "no_depth": {name: metrics.mean(rows, f"no_depth_{name}") for name in NAMES},
+        "seconds_per_reconstruction": metrics.mean(rows, "seconds"),
+        "seconds": seconds,
+        "device": devices.describe(torch.device(device)),
+        "skipped": skipped,
     }
-    summary["seconds_per_reconstruction"] = metrics.mean(rows, "seconds")
-    metrics.write(Path(out), rows, summary)
-    Image.fromarray((np.concatenate(sheet) * 255).round().astype(np.uint8)).save(Path(out) / "sheet.png")
+    metrics.write(out, rows, summary)
+    pictures.save_sheets(out, sheet, ["truth", "", "LRM", "", "no depth", ""])
     return summary
 
 
-def _canonical_views(pack, now, start, views, size):
+def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.ndarray], object]:
+    """The row of a pack, the pictures of its line in the contact sheet, and the views that the networks saw."""
+    size = lrm.config.image_size
+    clip, frame = scenes.liveliest(pack)
+    start, now = pack.model_positions(clip, [max(frame - 2, 0), frame])
+    views = scenes.capture(pack, now[None], size).network_views(0, size, device)
+    real = scenes.truth(pack, now, start)
+    row = {"asset": Path(pack.name).stem, "clip": pack.clip_names[clip], "frame": frame}
+    images = list(real.images[:2])
+    for name, shown in (("", views), ("no_depth_", views.without_depth(torch.ones(1, device=device)))):
+        devices.synchronise(torch.device(device))
+        started = time.monotonic()
+        planes = lrm(shown)[0]
+        devices.synchronise(torch.device(device))
+        seconds = time.monotonic() - started
+        image, depth, mask = scenes.render(lrm.decoder, planes)
+        image, solid = image.clip(0, 1), mask > 0.5
+        both = solid & real.mask
+        measured = metrics.pictures(image, real.images, real.mask, judge) | {
+            "mask_iou": float(np.mean([metrics.iou(a, b) for a, b in zip(solid, real.mask)])),
+            "depth_error": metrics.finite_mean(np.abs(depth - real.depth_planar)[both]),
+            "seconds": seconds,
+        }
+        if not name:
+            measured["chamfer"] = chamfer(lrm.decoder, planes, metrics.sample_surface(now, pack.faces, POINTS))
+        row |= {f"{name}{key}": value for key, value in measured.items()}
+        images += list(image[:2])
+    row["canonical_error"] = canonical_error(pack, now, start, views, twin, real)
+    return row, images, views
+
+
+def chamfer(decoder, planes: torch.Tensor, points: np.ndarray) -> float:
+    """Chamfer distance of the triplane's marching-cubes mesh to points [N, 3]; NaN where the triplane is empty."""
+    grid = triplane.density_grid(decoder, planes, TEMPLATE_GRID).cpu().numpy()
+    try:
+        mesh = surface.marching_cubes(grid, SURFACE_LEVEL)
+    except LimError:
+        return float("nan")
+    return metrics.chamfer(metrics.sample_surface(*mesh, POINTS), points)
+
+
+def canonical_error(pack, now, start, views, twin, real: scenes.Truth) -> float:
+    """Mean error of LRM̄'s rendered canonical coordinates on the surface, relative to the diagonal of the start's box.
+
+    The twin is shown the canonical renders of the true start, as L_can trains it.
+    """
+    size = twin.config.image_size
     camera, intrinsics = cameras.job_cameras(size, 4)
     seen = rays.render(pack, now, camera, intrinsics, size, canonical=(start,))
-    return views.with_content(torch.from_numpy(seen.canonical[0])[None].to(views.content))
+    omega = views.with_content(torch.from_numpy(seen.canonical[0])[None].to(views.content))
+    label, _, mask = scenes.render(twin.decoder, twin(omega)[0], background=0.0)
+    hit = (mask > 0.5) & real.mask
+    error = np.linalg.norm(label / np.maximum(mask, 1e-6)[..., None] - real.canonical, axis=-1)[hit]
+    return metrics.finite_mean(error) / float(np.linalg.norm(np.ptp(start, axis=0)))
