@@ -40,6 +40,7 @@ SURFACE_LEVEL = 15.0  # density (per model unit) of the isosurface: half opaque 
 SURFACE_GRID = 64  # of the canonical surfaces that vertices are matched to
 TEMPLATE_GRID = 128  # of a template taken from the triplane
 PREVIEW_VIEWS = 2
+MADE_UP = 0.05  # what a generated view counts in the texture against the clip itself
 SHARES = {  # of the time of a typical job on a CPU, for the progress bar
     "reconstruct": 0.04, "interpolate": 0.12, "canonical": 0.1, "surface": 0.12, "trace": 0.12, "fit": 0.35, "texture": 0.15,
 }  # fmt: skip
@@ -92,7 +93,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     shown = key_of(
         code, captures.fingerprint(job), request.image_size, request.views, request.rig_views, request.has_depth
     )
-    warnings: list[dict] = []
+    warnings: list[dict] = list(reporter.warnings)  # of a video's import
 
     def warn(code: str, message: str, hint: str = "") -> None:
         warnings.append({"code": code, "message": message, "hint": hint})
@@ -153,10 +154,11 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
             "If a part goes astray between two keyframes, add one there.",
         )
     residuals = found["fit"]["residuals"]
+    seconds = {stage: round(seconds, 3) for stage, seconds in state.seconds.items()}
     summary = {
         "protocol": protocol.VERSION,
         "frames": request.frames(),
-        "seconds": {stage: round(seconds, 3) for stage, seconds in state.seconds.items()},
+        "seconds": {**reporter.seconds, **seconds},
         "warnings": warnings,
         "template": request.template,
         "vertices": int(found["fit"]["positions"].shape[1]),
@@ -454,9 +456,12 @@ def bake_texture(request, capture: Capture, template, fitted, reconstruction, fo
     depth = capture.depth_planar
     if depth is None:
         depth = _triplane_depth(capture, reconstruction, folders, device)
+    trust = None
+    if request.source == "video":  # the clip dominates where it sees; the made-up views fill the rest
+        trust = np.where(np.arange(request.views) == 0, 1.0, MADE_UP)
     image = texture.bake(
         fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, depth, capture.camera_to_world,
-        capture.intrinsics, request.texture_size, on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
+        capture.intrinsics, request.texture_size, trust=trust, on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
     )  # fmt: skip
     return {"loop_uvs": loop_uvs.astype(np.float32), "image": image}
 

@@ -105,6 +105,7 @@ def bake(
     intrinsics: np.ndarray,
     size: int = 1024,
     *,
+    trust: np.ndarray | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Texture from the captured views.
@@ -114,6 +115,7 @@ def bake(
         faces: [F, 3]; loop_uvs: [F, 3, 2].
         images: [K, views, H, W, 4] uint8, straight alpha; depth_planar: [K, views, H, W], 0 where nothing is.
         camera_to_world: [views, 4, 4]; intrinsics: [views, 3, 3]; the same at all keyframes.
+        trust: [views] what each view counts against the others; None: all alike.
     Returns:
         uint8 [size, size, 3], row 0 is v = 1. Gutters are filled from the nearest chart, texels that no view sees from the
         nearest seen surface in space.
@@ -139,7 +141,7 @@ def bake(
         point = np.einsum("tk,tki->ti", barycentric[todo], positions[k][corners[todo]])
         normal = np.einsum("tk,tki->ti", barycentric[todo], vertex_normals(positions[k], faces)[corners[todo]])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-        colour_k, weight_k = _see(point, normal, images[k], depth_planar[k], camera_to_world, intrinsics)
+        colour_k, weight_k = _see(point, normal, images[k], depth_planar[k], camera_to_world, intrinsics, trust)
         total = weight[todo] + weight_k
         share = np.divide(weight_k, total, out=np.zeros_like(total), where=total > 0)[:, None]
         colour[todo] = (1 - share) * colour[todo] + share * colour_k
@@ -208,7 +210,7 @@ def see_points(
     return colour / 255.0, weight
 
 
-def _see(point, normal, images, depths, poses, intrinsics) -> tuple[np.ndarray, np.ndarray]:
+def _see(point, normal, images, depths, poses, intrinsics, trust=None) -> tuple[np.ndarray, np.ndarray]:
     """Colour [N, 3] float32 in 0..255 and summed weight [N] over the views of one keyframe."""
     count, views = len(point), len(images)
     samples = np.zeros((views, count, 3), np.float32)
@@ -224,7 +226,7 @@ def _see(point, normal, images, depths, poses, intrinsics) -> tuple[np.ndarray, 
             continue
         colour, quality = _sample(point[facing], normal[facing], images[v], depth, poses[v], intrinsics[v])
         samples[v, facing] = colour
-        weights[v, facing] = quality * cosine[facing] ** SHARPNESS
+        weights[v, facing] = quality * cosine[facing] ** SHARPNESS * (1 if trust is None else trust[v])
     total = weights.sum(0)
     mean = np.einsum("vt,vti->ti", weights, samples) / np.maximum(total, 1e-12)[:, None]
     # A view that disagrees with the others has seen something else at the edge of an occluder: count it less.

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--preset", default="nano", choices=PRESETS)
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
+    p.add_argument("--steps", type=int, default=0, help="stop after so many steps instead")
     p.add_argument("--batch", type=int, default=4, help="clips in a batch")
     p.add_argument("--frames", type=int, default=2, help="frames of a clip in a batch")
     p.add_argument("--free", type=float, default=0.2, help="share of batches whose first view stands anywhere")
@@ -196,7 +197,11 @@ def main(argv: list[str] | None = None) -> int:
     started, saved, logged = time.monotonic() - counters.elapsed, time.monotonic(), time.monotonic()
     sums: dict[str, float] = {}
     window = 0
-    while (share := (time.monotonic() - started) / (args.minutes * 60)) < 1:
+
+    def share_done() -> float:
+        return counters.step / args.steps if args.steps else (time.monotonic() - started) / (args.minutes * 60)
+
+    while (share := share_done()) < 1:
         rate = args.lr * min(1, (counters.step + 1) / args.warmup)
         rate *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimiser.param_groups:

@@ -3,8 +3,8 @@
 
     model = load(folder, device);  views = model(frames, elevation, on_progress)
 
-A folder is recognised by the class that its model_index.json names. Public pipelines bring their own code (`pipeline.py`, as
-diffusers calls it) and their own licence; nothing of theirs is fetched or shipped. They know no depth and have other cameras
+A folder is recognised by the class that its model_index.json names. Public pipelines bring their own code (`pipeline.py` in
+their folder, which is run) and their own licence; nothing of theirs is fetched or shipped. They know no depth and have other cameras
 than the rig: each layout says where its pictures were taken, the three nearest to the rig's places are used with the cameras
 that they have, and the clip's inflated silhouette stands in for the depth.
 """
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,25 +99,33 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Embedded | Public:
             "backend_broken", "The backend has no diffusers, which makes the views.", "Install the backend again."
         ) from None
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     try:
         if name == EMBEDDED:
             from .multiview import MultiviewPipeline
 
             return Embedded(_loaded(MultiviewPipeline, folder).to(device))
-        own = str(folder) if (folder / "pipeline.py").is_file() else None
-        more = {"custom_pipeline": own, "trust_remote_code": True} if own else {}
-        return Public(_loaded(diffusers.DiffusionPipeline, folder, **more).to(device), LAYOUTS[name])
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        kind = _own_code(folder, name) if (folder / "pipeline.py").is_file() else getattr(diffusers, name)
+        return Public(_loaded(kind, folder).to(device), LAYOUTS[name])
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LimError(
             "weights_broken", f"The pipeline in “{folder}” cannot be loaded: {first}", "Get it again."
         ) from None
 
 
-def _loaded(kind, folder: Path, **more):
-    pipeline = kind.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, **more
-    )
+def _own_code(folder: Path, name: str):
+    """The pipeline's class from the code beside its weights, under a module name of its own; nothing is cached elsewhere."""
+    module_name = f"views_model_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, folder / "pipeline.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _loaded(kind, folder: Path):
+    pipeline = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
     return pipeline.to(torch.float32)
 
 

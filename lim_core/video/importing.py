@@ -64,16 +64,8 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     key = key_of(key, adapters.weights_key(folder), request.elevation)
     kept = state.load("views", key)
     if kept is None or not all((job / name).is_file() for name in capture_files(asked)):
-        model = adapters.load(folder, device)
-        camera, _ = model.cameras(request.elevation, asked.image_size)
-        made = model(views.shrink(found["rgba"], model.size), request.elevation, reporter.progress)
-        small_camera, small_lens = (torch.from_numpy(x) for x in model.cameras(request.elevation, model.size))
-        made = views.agree(made, small_camera, small_lens)
-        rgba, depth = views.enlarge(made, found["rgba"], camera)
-        reporter.check()
-        write_capture(job, asked, rgba, depth, *model.cameras(request.elevation, asked.image_size))
-        result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(rgba))
-        state.keep("views", key, {"made": made.half().numpy()})
+        made = make_views(job, asked, found["rgba"], adapters.load(folder, device), reporter)
+        state.keep("views", key, {"made": made})
         reporter.seconds["views"] = round(time.monotonic() - started, 3)
     reporter.event("preview", path=protocol.VIEWS_PREVIEW, label="generated views")
     reporter.stages_before, reporter.share_before = len(SHARES), sum(SHARES.values())
@@ -161,6 +153,25 @@ def write_clip(job: Path, request: Request, found: dict[str, np.ndarray]) -> Non
         "crop": [float(x) for x in found["box"]],
         "foreground": str(found["kind"]),
     })  # fmt: skip
+
+
+def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Reporter) -> np.ndarray:
+    """Write the capture of cut-outs uint8 [K, S, S, 4] and of the views that the model makes of them, and the preview.
+
+    Args:
+        model: from `adapters.load`.
+    Returns:
+        The views as they were made, float16 [K, V, 5, s, s].
+    """
+    made = model(views.shrink(rgba, model.size), asked.elevation, reporter.progress)
+    camera, lens = (torch.from_numpy(x) for x in model.cameras(asked.elevation, model.size))
+    made = views.agree(made, camera, lens)
+    camera, lens = model.cameras(asked.elevation, asked.image_size)
+    pictures, depth = views.enlarge(made, rgba, camera)
+    reporter.check()
+    write_capture(job, asked, pictures, depth, camera, lens)
+    result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures))
+    return made.half().numpy()
 
 
 def capture_files(asked: Request) -> list[str]:

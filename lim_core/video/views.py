@@ -43,12 +43,13 @@ def agree(
     steps = torch.linspace(-1, 1, ALONG)
     depths = away[1:, ..., None] + steps  # V-1 1 1 S
     points = origins[..., None, :] + depths[..., None] * directions[..., None, :]
+    in_sphere = points.norm(dim=-1) < 1
     local = (points - camera_to_world[0, :3, 3]) @ camera_to_world[0, :3, :3]
     pixel = (local / local[..., 2:].clamp_min(1e-3)) @ intrinsics[0].T
     grid = (pixel[..., :2] / size * 2 - 1).flatten(0, 2)
     for frame in range(frames):
         inside = F.grid_sample(shape[frame : frame + 1], grid[None], align_corners=False)[0, 0]
-        inside = inside.view(views - 1, size, size, ALONG) > 0.4
+        inside = (inside.view(views - 1, size, size, ALONG) > 0.4) & in_sphere
         off = (steps - made[frame, 1:, 4][..., None]).abs() + 10.0 * ~inside
         near, place = off.min(-1)
         possible = near < 5
