@@ -32,14 +32,14 @@ class ModelConfig:
     """Tokens along each side of a plane; the triplane has 3 × plane_tokens²."""
     upsample: int = 6
     """Each token becomes upsample² cells of the plane."""
-    channels: int = 16
+    channels: int = 32
     """Features per plane cell."""
     decoder_width: int = 64
     """Hidden units of the two-layer network that turns plane features into density and content."""
-    ray_samples: int = 40
+    ray_samples: int = 24
     evidence: bool = True
     """Fuse masks and, where the capture has them, position maps (evidence.py) into the planes, refine the planes by
-    convolutions, and let the decoder know its point. Off is the paper's form (RGB and Plücker rays only)."""
+    convolutions, and let the decoder know heights. Off is the paper's form (RGB and Plücker rays only)."""
     evidence_channels: int = 32
     """Features of the fused evidence per plane cell; divisible by 8."""
     refine_blocks: int = 1
@@ -68,7 +68,7 @@ def base() -> ModelConfig:
     """The scale of the paper's family, for those with a cluster."""
     return ModelConfig(
         image_size=256, patch=16, width=768, heads=12, encoder_blocks=12, blocks=12, lim_blocks=6, plane_tokens=32,
-        upsample=4, channels=32, ray_samples=96, evidence_channels=64, refine_blocks=3,
+        upsample=4, channels=48, ray_samples=96, evidence_channels=64, refine_blocks=3,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 
 PLANE_AXES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # (column axis, row axis, axis looked along) of the planes XY, XZ, YZ
-PLACE_CHANNELS = 27  # the point itself and four octaves of its sines and cosines
+HEIGHT_WAVES = 11  # the height itself and five octaves of its sines and cosines
 DENSITY_SCALE = 50.0
 DENSITY_BIAS = 5.0  # an untrained triplane is nearly empty: the opposite start stays a grey blob
 
@@ -30,15 +30,18 @@ def sample_planes(triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B
 class TriplaneDecoder(nn.Module):
     """Plane features → density (per model unit) and 3 content channels.
 
-    The content is RGB in [0, 1] or the canonical coordinate in [-1, 1].
+    The content is RGB in [0, 1] or the canonical coordinate in [-1, 1]. Beside the features themselves the network reads
+    each plane's features times a learnt function of the height over it, so that a cell can hold a profile along its column,
+    and the product of the three planes (K-Planes, Fridovich-Keil et al. 2023), which is local in space where a sum is not;
+    the paper's form reads the features alone.
     """
 
     def __init__(self, config: ModelConfig, canonical: bool):
         super().__init__()
-        width = config.decoder_width
+        width, channels = config.decoder_width, config.channels
         self.canonical = canonical
-        self.place = config.evidence
-        inputs = 3 * config.channels + (PLACE_CHANNELS if config.evidence else 0)
+        self.height = nn.Parameter(torch.randn(3, HEIGHT_WAVES, channels) * 0.5) if config.evidence else None
+        inputs = 7 * channels + 3 * HEIGHT_WAVES if config.evidence else 3 * channels
         self.layers = nn.Sequential(
             nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4)
         )
@@ -47,10 +50,14 @@ class TriplaneDecoder(nn.Module):
         self, triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
         features = sample_planes(triplane, points)
-        if self.place:
-            wave = points[..., None, :] * (math.pi * 2.0 ** torch.arange(4, device=points.device))[:, None]
-            place = torch.cat([points, wave.sin().flatten(-2), wave.cos().flatten(-2)], -1)
-            features = torch.cat([features, place.to(features)], -1)
+        if self.height is not None:
+            octaves = math.pi * 2.0 ** torch.arange(HEIGHT_WAVES // 2, device=points.device)
+            wave = points[..., [c for _, _, c in PLANE_AXES], None] * octaves
+            height = torch.cat([points[..., [c for _, _, c in PLANE_AXES], None], wave.sin(), wave.cos()], -1)
+            planes = features.unflatten(-1, (3, -1))  # B N 3 C
+            profile = torch.einsum("bnph,phc->bnpc", height.to(planes), self.height.to(planes)) * planes
+            one, two, three = (planes * torch.rsqrt(1 + planes**2)).unbind(2)
+            features = torch.cat([features, profile.flatten(2), one * two * three, height.flatten(2).to(features)], -1)
         raw = self.layers(features)
         density = DENSITY_SCALE * F.softplus(raw[..., 0].float() - DENSITY_BIAS)
         content = raw[..., 1:].float()
