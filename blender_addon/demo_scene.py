@@ -547,7 +547,7 @@ def _blob_parts(pose: int) -> list[Part]:
         Part("", (top[0] + 0.06, top[1] + 0.04, top[2] + 0.68), radii=(0.11, 0.11, 0.11), blend=0.04, paint="ball"),
     ]
     arms = (
-        ((0.62, -0.05, 0.45), (0.62, -0.05, 0.45)),
+        ((0.86, -0.05, 0.62), (0.86, -0.05, 0.62)),
         ((0.78, 0.0, 1.75), (0.70, -0.25, 1.60)),
         ((0.60, -0.55, 0.50), (0.75, 0.35, 0.85)),
     )[pose]
@@ -581,18 +581,26 @@ def _blob_colours(pose: int, parts: list[Part], points: np.ndarray) -> np.ndarra
     return _mix(colour, BLACK, (1 - _step(smile, 0.014, 0.015)) * (np.abs(local[:, 0]) < 0.12) * ahead)
 
 
-def build_poses(scene: bpy.types.Scene) -> list[bpy.types.Object]:
-    """Add three sculpts that stand side by side, 2.5 units apart: one figure in three poses, meshed anew each time, painted
-    by vertex. Returns them in order; their origins lie between the feet."""
-    scene.frame_start, scene.frame_end = KEYFRAMES[0], KEYFRAMES[-1]
-    scene.render.fps, scene.render.fps_base = 24, 1.0
-    material = compat.new_material("Blob")
+def painted_by_vertex(name: str) -> bpy.types.Material:
+    """The material of that name, which shows the colour attribute “Paint”."""
+    if name in bpy.data.materials:
+        return bpy.data.materials[name]
+    material = compat.new_material(name)
     nodes, links = material.node_tree.nodes, material.node_tree.links
     output, surface = nodes.new("ShaderNodeOutputMaterial"), nodes.new("ShaderNodeBsdfPrincipled")
     paint = nodes.new("ShaderNodeVertexColor")
     paint.layer_name = "Paint"
     links.new(paint.outputs["Color"], surface.inputs["Base Color"])
     links.new(surface.outputs["BSDF"], output.inputs["Surface"])
+    return material
+
+
+def build_poses(scene: bpy.types.Scene) -> list[bpy.types.Object]:
+    """Add three sculpts that stand side by side, 2.5 units apart: one figure in three poses, meshed anew each time, painted
+    by vertex. Returns them in order; their origins lie between the feet."""
+    scene.frame_start, scene.frame_end = KEYFRAMES[0], KEYFRAMES[-1]
+    scene.render.fps, scene.render.fps_base = 24, 1.0
+    material = painted_by_vertex("Blob")
     poses = []
     for pose, voxel in enumerate((0.034, 0.040, 0.037)):
         parts = _blob_parts(pose)

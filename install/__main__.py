@@ -26,6 +26,7 @@ for _folder in (str(_HERE.parent), str(_HERE)):
 
 import backend  # noqa: E402
 import blender  # noqa: E402
+from demo import EXAMPLES  # noqa: E402
 from lim_core import protocol  # noqa: E402
 from lim_core.errors import LimError, from_os_error  # noqa: E402
 
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="set everything up and run the main job")
     command.add_argument(
         "--input", default="", metavar="FILE", help="a .glb, .gltf or .blend with something that moves"
+    )
+    command.add_argument(
+        "--example", default="", choices=("", *EXAMPLES), help="poses that do not correspond, instead of the dinosaur"
     )
     command.add_argument(
         "--keyframes", default="", metavar="1,9,17", help="frames to capture (default: from the animation)"

@@ -28,6 +28,14 @@ RESULTS = {
 }
 """What the demo writes, and the words for it."""
 
+EXAMPLES = {
+    "sculpts": ["--poses", "Blob pose 1,Blob pose 2,Blob pose 3", "--keyframes", "1,9,17"],
+    "metaball": ["--objects", "Caterpillar", "--keyframes", "1,5,9,13,17"],
+    "cut": ["--objects", "Melon", "--keyframes", "1,5,9,13,17"],
+    "frames": ["--objects", "Slug 1,Slug 2,Slug 3,Slug 4", "--keyframes", "1,5,9,13"],
+}
+"""The scenes of blender_addon/poses_scene.py, and what of them is captured when."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code of the job (lim_core/protocol.py)."""
@@ -35,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     out = Path(arguments.out).resolve()
     source = Path(arguments.input).resolve() if arguments.input else None
+    if source and arguments.example:
+        raise LimError("bad_request", "--input and --example each name a scene.", "Give one of them.")
     if source and not source.is_file():
         raise LimError("missing_file", f"There is no file “{arguments.input}”.", "Check the path.")
     try:
@@ -61,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in RESULTS:
         (out / name).unlink(missing_ok=True)  # what lies there afterwards is of this run
     if source is None:
-        source = demo_scene(module, out)
+        source = demo_scene(module, out, arguments.example)
         step("scene", start)
         start = time.monotonic()
     code = subprocess.call(
@@ -103,15 +113,21 @@ def run(arguments: argparse.Namespace) -> int:
     return protocol.EXIT_RESULT
 
 
-def demo_scene(module: blender.Blender, out: Path) -> Path:
-    """Our own scene, built by a script; kept, because a file that did not change need not be captured again."""
-    script = locations.ROOT / "blender_addon" / "demo_scene.py"
+def demo_scene(module: blender.Blender, out: Path, example: str = "") -> Path:
+    """Our own scene, built by a script; kept, because a file that did not change need not be captured again.
+
+    Args:
+        example: a key of `EXAMPLES`; "" is the dinosaur.
+    """
+    folder = locations.ROOT / "blender_addon"
+    scripts = [folder / "demo_scene.py", *([folder / "poses_scene.py"] if example else [])]
     series = ".".join(module.version.split(".")[:2])  # an older Blender cannot open a newer one's file
-    path = out / "job" / f"scene-{series}-{hashlib.sha256(script.read_bytes()).hexdigest()[:8]}.blend"
+    digest = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()[:8]
+    path = out / "job" / f"{example or 'scene'}-{series}-{digest}.blend"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         run = subprocess.run(
-            module.command(script, [str(path)]),
+            module.command(scripts[-1], [str(path), *([example] if example else [])]),
             env=module.variables(),
             capture_output=True,
             text=True,
@@ -128,8 +144,10 @@ def job_options(arguments: argparse.Namespace, source: Path, python: Path, out: 
     device = "cuda" if arguments.device == "rocm" else arguments.device  # what torch calls it
     options = ["--input", str(source)]
     options += ["--weights", str(Path(arguments.weights).resolve())] if arguments.weights else []
+    if arguments.example:
+        options += EXAMPLES[arguments.example]
     if arguments.keyframes:
-        options += ["--keyframes", arguments.keyframes]
+        options += ["--keyframes", arguments.keyframes]  # the last one counts
     options += ["--inbetweens", str(arguments.inbetweens), "--quality", arguments.quality, "--device", device]
     options += ["--backend", str(python), "--job", str(out / "job"), "--previews"]
     options += ["--out", str(out / "result.blend"), "--glb", str(out / "result.glb")]
