@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -97,6 +97,15 @@ def render_rays(
 
 
 @torch.no_grad()
+def occupancy(decoder: nn.Module, triplane: Float[Tensor, "1 3 C R R"], grid: int = 48) -> Bool[Tensor, "G G G"]:
+    """Cells of [-1, 1]³ (indexed x, y, z) in or beside which a coarse grid finds any density."""
+    steps = (torch.arange(grid, device=triplane.device) + 0.5) * (2 / grid) - 1
+    cells = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).view(1, -1, 3)
+    rough = decoder(triplane, cells)[0].view(1, 1, grid, grid, grid)
+    return (F.max_pool3d(rough, 3, stride=1, padding=1) > 0.5)[0, 0]
+
+
+@torch.no_grad()
 def render_image(
     decoder: nn.Module,
     triplane: Float[Tensor, "1 3 C R R"],
@@ -106,35 +115,41 @@ def render_image(
     *,
     samples: int,
     background: float = 1.0,
-    grid: int = 48,
+    busy: Bool[Tensor, "G G G"] | None = None,
 ) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"], Float[Tensor, "H W"]]:
     """One view: content over the background, planar depth (0 where the mask is below 1/2) and mask.
 
-    Empty space is skipped: a coarse density grid tells which samples can matter, and only those are evaluated.
+    Empty space is skipped: only samples in busy cells are evaluated, only rays that meet one are composited.
+
+    Args:
+        busy: `occupancy` of this triplane, for several views of it; computed where it is not given.
     """
     device = triplane.device
-    steps = (torch.arange(grid, device=device) + 0.5) * (2 / grid) - 1
-    cells = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).view(1, -1, 3)
-    rough = decoder(triplane, cells)[0].view(1, 1, grid, grid, grid)
-    busy = (F.max_pool3d(rough, 3, stride=1, padding=1) > 0.5)[0, 0]
-
+    if busy is None:
+        busy = occupancy(decoder, triplane)
+    grid = len(busy)
     origins, directions = pixel_rays(camera_to_world, intrinsics, size)
     origins, directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
     near, far = sphere_interval(origins, directions)
     step = ((far - near) / samples)[:, None]
     t = near[:, None] + step * (torch.arange(samples, device=device) + 0.5)
     points = origins[:, None] + t[..., None] * directions[:, None]
-    index = ((points + 1) * (grid / 2)).long().clamp(0, grid - 1)
+    index = ((points + 1) * (grid / 2)).clamp_(0, grid - 1).long()
     active = busy[index[..., 0], index[..., 1], index[..., 2]] & (step > 1e-6)
+    hit = active.any(1)
+    active, t = active[hit], t[hit]
     density = torch.zeros(t.shape, device=device)
     content = torch.zeros(*t.shape, 3, device=device)
-    chosen = points[active]
+    chosen = points[hit][active]
     if len(chosen):
         values = [decoder(triplane, part[None]) for part in chosen.split(1 << 18)]
         density[active] = torch.cat([value[0][0] for value in values])
         content[active] = torch.cat([value[1][0] for value in values])
-    delta = step * directions.norm(dim=-1, keepdim=True)
-    colour, depth, mask = composite(density, content, t, delta)
-    colour = colour + background * (1 - mask[:, None])
-    depth = torch.where(mask > 0.5, depth / mask.clamp_min(1e-6), torch.zeros_like(depth))
+    delta = (step * directions.norm(dim=-1, keepdim=True))[hit]
+    colour = torch.full((size * size, 3), background, device=device)
+    depth, mask = torch.zeros(size * size, device=device), torch.zeros(size * size, device=device)
+    seen, far_off, cover = composite(density, content, t, delta)
+    colour[hit] = seen + background * (1 - cover[:, None])
+    depth[hit] = torch.where(cover > 0.5, far_off / cover.clamp_min(1e-6), torch.zeros_like(cover))
+    mask[hit] = cover
     return colour.view(size, size, 3), depth.view(size, size), mask.view(size, size)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What one would use without LIM: pictures and depth interpolated in the image, view by view.
 
-Optical flow is scikit-image's TV-L1 (Zach et al., 2007), both ways. The flow from α to each end is put together from the two
-as in Super SloMo (Jiang et al., 2018): F_α0 = −(1−α)α F_01 + α² F_10 and F_α1 = (1−α)² F_01 − α(1−α) F_10. Both ends are
-warped by it and blended; so are their depths, which stay unknown where the ends disagree. A model for frame interpolation,
-where one is given, makes the pictures instead; the depth follows the flow all the same.
+Optical flow is scikit-image's TV-L1 (Zach et al., 2007), both ways. Both ends are splatted forward along their flow to the
+wanted time and blended, as softmax splatting does it (Niklaus and Liu, 2020): where several pixels meet, those win that are
+near the camera and whose flow agrees with the flow back. So is the depth, which stays unknown where the ends disagree. A model
+for frame interpolation, where one is given, makes the pictures instead; the depth follows the flow all the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import torch
 from scipy.ndimage import map_coordinates
 from skimage.registration import optical_flow_tvl1
 
+from .. import cameras
 from ..capture import Capture
 from ..errors import LimError
 
 MARGIN = 8  # pixels around the object that the flow is computed on
+DOUBT = 2.0  # pixels between the flow and the flow back
+TOUCH = 0.1  # model units that a pixel must be nearer to win by a factor of e
+NEAR, FAR = cameras.DISTANCE - 1, cameras.DISTANCE + 1  # planar depths of the unit sphere in the rig's pictures
 AGREE = 0.1  # model units between the two ends' depths, above which they are of two surfaces
 
 
@@ -78,22 +82,40 @@ def between(
 
 
 def _between(ends: list[np.ndarray], depths: list[np.ndarray], alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Premultiplied picture [H, W, 4] and planar depth [H, W] of one view, warped along the flow and blended."""
-    there, back = optical_flow(*ends)
-    to_first = -(1 - alpha) * alpha * there + alpha**2 * back
-    to_last = (1 - alpha) ** 2 * there - alpha * (1 - alpha) * back
+    """Premultiplied picture [H, W, 4] and planar depth [H, W] of one view, splatted along the flow and blended."""
+    flows = optical_flow(*ends)
     grid = np.indices(depths[0].shape, np.float32)
-    picture, blend, sound = 0.0, 0.0, True
-    warped = []
-    for end, depth, way, share in zip(ends, depths, (to_first, to_last), (1 - alpha, alpha)):
-        place = grid + way
-        picture = picture + share * np.stack([_at(end[..., c], place) for c in range(4)], -1)
-        # Depth is averaged over the pixels that have one.
-        known = _at((depth > 0).astype(np.float32), place)
-        warped.append(_at(depth, place) / np.maximum(known, 1e-6))
-        blend, sound = blend + share * warped[-1], sound & (known > 0.5)
-    sound &= np.abs(warped[0] - warped[1]) < AGREE
-    return picture, np.where(sound, blend, 0)
+    picture, moved = 0.0, []
+    for end, depth, way, back, part in zip(ends, depths, flows, flows[::-1], (alpha, 1 - alpha)):
+        doubt = np.hypot(*(way + np.stack([_at(b, grid + way) for b in back])))
+        distance = np.where(depth > 0, depth, FAR) - NEAR
+        layers = np.dstack([end, depth, depth > 0])
+        found = splat(layers, (np.exp(-doubt / DOUBT) + 1e-3) * np.exp(-distance / TOUCH), grid + part * way)
+        picture = picture + (1 - part) * found[..., :4]
+        # Depth is the mean over those pixels that have one.
+        moved.append(np.where(found[..., 5] > 0.5, found[..., 4] / np.maximum(found[..., 5], 1e-6), 0))
+    sound = (moved[0] > 0) & (moved[1] > 0) & (np.abs(moved[0] - moved[1]) < AGREE)
+    return picture, np.where(sound, (1 - alpha) * moved[0] + alpha * moved[1], 0)
+
+
+def splat(layers: np.ndarray, weight: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Pixels [H, W, C] put down at `place` [2, H, W] (row, column), bilinearly; where they meet, their mean by `weight`
+    [H, W]; where none comes, the pixel that was there."""
+    height, width, channels = layers.shape
+    total, mass = np.zeros((height * width, channels)), np.zeros(height * width)
+    low = np.floor(place).astype(int)
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row, column = (low[i] + corner[i] for i in (0, 1))
+        share = weight * (1 - np.abs(place[0] - row)) * (1 - np.abs(place[1] - column))
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index, share = (row * width + column)[inside], share[inside]
+        mass += np.bincount(index, share, height * width)
+        for c in range(channels):
+            total[:, c] += np.bincount(index, share * layers[..., c][inside], height * width)
+    reached = mass > 1e-12
+    total[reached] /= mass[reached, None]
+    total[~reached] = layers.reshape(-1, channels)[~reached]
+    return total.reshape(layers.shape)
 
 
 def optical_flow(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

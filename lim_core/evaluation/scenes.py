@@ -16,7 +16,7 @@ from ..capture import Capture
 from ..data import packs, rays
 from ..data.packs import Pack
 from ..errors import LimError
-from ..render import render_image
+from ..render import occupancy, render_image
 
 SIZE = 128  # pixels of the rig's pictures and of the held-out views
 SAMPLES = 96  # per ray of a rendered view
@@ -210,8 +210,9 @@ def render(
     """Held-out views of a triplane [1, 3, C, R, R]: content [V, H, W, 3], depth_planar [V, H, W], mask [V, H, W]."""
     size = size or SIZE
     camera, intrinsics = (torch.from_numpy(x).to(triplane.device) for x in held_out(size, views))
+    busy = occupancy(decoder, triplane)
     seen = [
-        render_image(decoder, triplane, c, k, size, samples=SAMPLES, background=background)
+        render_image(decoder, triplane, c, k, size, samples=SAMPLES, background=background, busy=busy)
         for c, k in zip(camera, intrinsics)
     ]
     return tuple(torch.stack(parts).cpu().numpy() for parts in zip(*seen))

@@ -9,7 +9,7 @@ import torch
 
 from conftest import TINY
 from lim_core import cameras
-from lim_core.render import composite, render_image, render_rays, sphere_interval
+from lim_core.render import composite, occupancy, render_image, render_rays, sphere_interval
 from lim_core.triplane import TriplaneDecoder, density_grid
 
 
@@ -112,6 +112,24 @@ def test_skipping_empty_space_changes_nothing_visible():
     colour, _, mask = render_rays(Ball(0.5, 80.0), triplane, origins, directions, samples=64)
     torch.testing.assert_close(skipped[2].flatten(), mask[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(skipped[0].reshape(-1, 3), colour[0] + 1 - mask[0, :, None], atol=1e-4, rtol=0)
+
+
+def test_views_of_one_triplane_share_its_occupancy():
+    cameras_, lenses = (torch.from_numpy(x) for x in cameras.job_cameras(24, 2))
+    ball, triplane = Ball(0.5, 80.0), torch.zeros(1, 3, 1, 2, 2)
+    busy = occupancy(ball, triplane)
+    assert 0.5**3 * math.pi / 6 < busy.float().mean() < 0.2
+    for camera, intrinsics in zip(cameras_, lenses):
+        alone = render_image(ball, triplane, camera, intrinsics, 24, samples=32)
+        shared = render_image(ball, triplane, camera, intrinsics, 24, samples=32, busy=busy)
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared))
+
+
+def test_an_empty_triplane_shows_the_background():
+    camera, intrinsics = (torch.from_numpy(x[0]) for x in cameras.job_cameras(16, 1))
+    empty = torch.zeros(1, 3, 1, 2, 2)
+    colour, depth, mask = render_image(Ball(0.0), empty, camera, intrinsics, 16, samples=8, background=0.25)
+    assert (colour == 0.25).all() and (depth == 0).all() and (mask == 0).all()
 
 
 def test_sparse_density_equals_the_dense_grid_on_the_object():
