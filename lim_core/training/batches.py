@@ -353,7 +353,7 @@ class Feed:
         cuda = device.type == "cuda"
         loader = DataLoader(
             draws, batch_size=None, sampler=_From(first), num_workers=workers, pin_memory=cuda,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=2 if workers else None,
         )  # fmt: skip
         self.loader = iter(loader)
         self.device = device

@@ -39,7 +39,7 @@ SHARES = {"lrm": 0.42, "lrm-xyz": 0.14, "lim": 0.22, "lim-xyz": 0.22}
 SETTINGS = {"nano": (8, 384, 1.2e-3), "small": (48, 1024, 6e-4), "base": (32, 2048, 2e-4)}
 FIRST_SEQUENCES = 6 * SHARD  # rendered before the first step
 WATCH_SEQUENCES = 32
-SHORTEST_MINUTES = 0.05  # less is no training
+SHORTEST_SECONDS = 3.0  # less is no training
 CLOSING_SECONDS = 10.0  # of a call, kept for what follows the training
 
 
@@ -111,45 +111,47 @@ def run(args: argparse.Namespace, work: Path) -> bool:
     Raises:
         LimError: nothing can be rendered, or what `train` raises.
     """
-    called = time.monotonic()
+    called = time.monotonic() - time.process_time()  # what was imported before counts too
     shares, progress = shares_of(args.shares), read_progress(work)
-    spent = progress["spent"]
+    spent, states = progress["spent"], progress["networks"]
     networks = [network for network in config.NETWORKS if shares[network] > 0]
-    if not all(progress["networks"].get(network, {}).get("done") for network in networks):
-        renderers.start(work, args.renderers, settings(args, work))
-    enough = wait_for_sequences(args, work, called)
 
     def left_of_call() -> float:
         return args.call_minutes * 60 - (time.monotonic() - called) - CLOSING_SECONDS
 
-    for network in networks:
-        state = progress["networks"].setdefault(network, {"done": False})
-        if state["done"]:
-            continue
-        if not enough or left_of_call() <= 0:
-            break
-        if "minutes" not in state:
-            rest = sum(shares[n] for n in networks if not progress["networks"].get(n, {}).get("done"))
-            box = args.minutes - (spent + time.monotonic() - called) / 60
-            if box * shares[network] / rest < SHORTEST_MINUTES:
-                print(f"The {args.minutes:g} minutes are over before {network} could begin.", flush=True)
-                renderers.stop(work)
-                return True
-            state["minutes"] = box * shares[network] / rest
+    def left_of_box() -> float:
+        return args.minutes * 60 - spent - (time.monotonic() - called)
+
+    def waiting() -> list[str]:
+        return [network for network in networks if not states.get(network, {}).get("done")]
+
+    if waiting() and left_of_box() > SHORTEST_SECONDS:
+        renderers.start(work, args.renderers, settings(args, work))
+        enough = wait_for_sequences(args, work, called)
+        while enough and waiting() and min(left_of_call(), left_of_box()) > SHORTEST_SECONDS:
+            network = waiting()[0]
+            state = states.setdefault(network, {"done": False})
+            if "minutes" not in state:
+                state["minutes"] = left_of_box() / 60 * shares[network] / sum(shares[n] for n in waiting())
+                save_progress(work, progress)
+            stretch = min(left_of_call(), left_of_box()) / 60
+            state["done"] = train_network(args, work, network, state["minutes"], stretch)
+            if state["done"]:
+                keep_best(work, network)
+            progress["spent"] = spent + time.monotonic() - called
             save_progress(work, progress)
-        state["done"] = train_network(args, work, network, state["minutes"], left_of_call() / 60)
-        if state["done"]:
-            keep_best(work, network)
+            if not state["done"]:
+                break
         progress["spent"] = spent + time.monotonic() - called
         save_progress(work, progress)
-        if not state["done"]:
-            break
-    progress["spent"] = spent + time.monotonic() - called
-    save_progress(work, progress)
-    done = all(progress["networks"].get(network, {}).get("done") for network in networks)
-    if done:
-        renderers.stop(work)
-    return done
+    if waiting() and left_of_box() <= SHORTEST_SECONDS:
+        print(f"The {args.minutes:g} minutes are over; not finished: {', '.join(waiting())}.", flush=True)
+        for network in waiting():
+            keep_best(work, network)
+    elif waiting():
+        return False
+    renderers.stop(work)
+    return True
 
 
 def train_network(args: argparse.Namespace, work: Path, network: str, minutes: float, call_minutes: float) -> bool:
@@ -204,10 +206,14 @@ def trained(args: argparse.Namespace, work: Path, network: str) -> Path:
 
 
 def keep_best(work: Path, network: str) -> None:
-    target = work / "weights" / network
+    """Copy the best weights that a network has, if it has any, to `weights/`."""
+    run_folder, target = work / network, work / "weights" / network
+    found = [run_folder / name for name in ("best", "checkpoint") if (run_folder / name / "config.json").is_file()]
+    if not found:
+        return
     try:
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(work / network / "best", target)
+        shutil.copytree(found[0], target)
     except OSError as error:
         raise from_os_error(error, f"keeping the weights of {network}") from None
 

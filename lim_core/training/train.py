@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import checkpoint, config, device
 from ..data.cache import Cache
 from ..errors import LimError
-from ..perceptual import Perceptual
+from ..perceptual import SMALLEST, Perceptual
 from ..perceptual import load as load_perceptual
 from . import speed, state
 from .batches import Batch, Draws, Feed, checked, collect, open_cache, refresh
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if not (args.out or args.benchmark):
         p.error("--out is missing")
+    if args.minutes <= 0 or args.batch < 1 or args.rays < 1 or args.warmup < 1:
+        p.error("--minutes, --batch, --rays and --warmup must be more than 0")
     if args.threads:
         torch.set_num_threads(args.threads)
     processes = Processes(args.device)
@@ -146,6 +148,9 @@ def build(args, where: torch.device) -> Networks:
         model = checkpoint.build(args.network, config.PRESETS[args.preset]())
     if args.start:
         state.begin_from(model, args.start)
+    size = model.config.image_size
+    if args.perceptual and not SMALLEST <= args.perceptual_patch <= size:
+        raise LimError("bad_request", f"--perceptual-patch must lie between {SMALLEST} and {size}, the views' size.")
     perceptual = load_perceptual(args.perceptual).to(where) if args.perceptual and not canonical else None
     weights = LossWeights(causal=args.causal, render=args.render, perceptual=args.perceptual_weight)
     return Networks(model.to(where).train(), frozen, canonical, weights, args.drop_depth, perceptual)
@@ -259,7 +264,7 @@ def train(args: argparse.Namespace, processes: Processes) -> bool:
                 state.save_checkpoint(out / "checkpoint", args.network, model.config, average, training)
                 saving = time.monotonic() - began
                 if may_watch and (done or not called_off):
-                    score_average(out, networks, average, watched, log, counters.step, where)
+                    score_average(out, networks, average, watched, log, counters.step, called + args.call_minutes * 60)
                     watching = time.monotonic() - began - saving
             saved = logged = time.monotonic()
         if over:
@@ -352,16 +357,21 @@ def means(sums: dict[str, tuple[Tensor, int]], processes: Processes) -> dict[str
 
 
 @torch.no_grad()
-def score_average(out: Path, networks: Networks, average, watched: Cache, log: Log, step: int, where) -> None:
-    """Watch with the averaged weights, and keep them if they are the best so far."""
+def score_average(out: Path, networks: Networks, average, watched: Cache, log: Log, step: int, deadline: float) -> None:
+    """Watch with the averaged weights, and keep them if they are the best so far; nothing where the deadline comes first."""
     model = networks.model
     live = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(average)
-    row, picture = watch(model, networks.frozen, watched, networks.scale, canonical=networks.canonical, device=where)
+    found = watch(
+        model, networks.frozen, watched, networks.scale, canonical=networks.canonical,
+        device=next(iter(live.values())).device, deadline=deadline,
+    )  # fmt: skip
     model.load_state_dict(live)
-    log.row("watch", {"step": step, **row})
-    log.picture(step, picture)
-    state.keep_best(out, row)
+    if found is not None:
+        row, picture = found
+        log.row("watch", {"step": step, **row})
+        log.picture(step, picture)
+        state.keep_best(out, row)
 
 
 def loaders(args: argparse.Namespace, where: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ COLUMNS = 8  # of the picture
 
 @torch.no_grad()
 def watch(
-    model: nn.Module, frozen: nn.Module | None, cache: Cache, scale: Tensor | None, *, canonical: bool, device
-) -> tuple[dict[str, float], np.ndarray]:
+    model: nn.Module, frozen: nn.Module | None, cache: Cache, scale: Tensor | None, *, canonical: bool, device,
+    deadline: float = math.inf,
+) -> tuple[dict[str, float], np.ndarray] | None:  # fmt: skip
     """One novel view of the middle of every sequence: what was measured, and truth over prediction as uint8 [H, W, 3].
+    None where `deadline` (of time.monotonic()) came first.
 
     `score` = psnr + psnr_fg, in dB: colour and outline (or canonical coordinate), with the object counting as much as all the
     rest. The best weights are those with the highest score.
@@ -38,6 +41,9 @@ def watch(
     decoder = (frozen or model).decoder
     middle, last = STEPS // 2, STEPS - 1
     for i in range(len(cache.index)):
+        if time.monotonic() > deadline:
+            model.train(was_training)
+            return None
         sequence = cache.sequence(i)
         views = {step: _one(rig_views(sequence, step)).to(device) for step in (0, middle, last)}
         coloured = views

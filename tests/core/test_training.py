@@ -22,7 +22,7 @@ from lim_core import checkpoint, config
 from lim_core.data import cache as caches
 from lim_core.data.cache import STEPS, Cache
 from lim_core.errors import LimError
-from lim_core.training import batches, logs, losses, processes, state, train
+from lim_core.training import batches, logs, losses, processes, speed, state, train, watch
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch):
     monkeypatch.setitem(config.PRESETS, "nano", lambda: TINY)
+    monkeypatch.setattr(speed, "matmul_peak", lambda where: 1e13)  # test_speed.py measures it
 
 
 def run(out, cache, network="lrm", *more, steps=6):
@@ -219,8 +220,11 @@ def test_a_call_returns_in_time_and_the_next_one_goes_on(tmp_path, cache):
     run(tmp_path / "run", cache, "lrm", *more, steps=4)
     assert not (tmp_path / "run/log.csv").exists(), "its time was over before the first step"
     assert (tmp_path / "run/state.safetensors").exists()
+    training = json.loads((tmp_path / "run/checkpoint/training.json").read_text())
+    assert (training["step"], training["done"]) == (0, False) and not (tmp_path / "run/best").exists()
     run(tmp_path / "run", cache, steps=4)
-    assert json.loads((tmp_path / "run/checkpoint/training.json").read_text())["step"] == 4
+    training = json.loads((tmp_path / "run/checkpoint/training.json").read_text())
+    assert (training["step"], training["done"]) == (4, True) and (tmp_path / "run/best/model.safetensors").exists()
 
 
 def test_minutes_are_kept_and_the_best_weights_too(tmp_path, cache, monkeypatch):
@@ -257,6 +261,7 @@ def test_a_step_with_broken_gradients_changes_nothing():
 
 def test_two_processes_follow_the_curve_of_one(tmp_path, cache):
     """Half a batch each, gradients averaged. Random numbers are held still: two processes draw other ones than one."""
+    pytest.importorskip("accelerate")
     launcher = tmp_path / "launcher.py"
     launcher.write_text(
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}\n"
@@ -428,7 +433,9 @@ def test_the_perceptual_loss_is_an_option(tmp_path, cache, perceptual_file):
     out = run(tmp_path / "run", cache, "lrm", "--perceptual", str(perceptual_file), "--perceptual-patch", "16", steps=2)
     assert float(logs.read(out / "log.csv")[-1]["perceptual"]) > 0
     with pytest.raises(LimError, match="no file “/nowhere”"):
-        run(tmp_path / "other", cache, "lrm", "--perceptual", "/nowhere")
+        run(tmp_path / "other", cache, "lrm", "--perceptual", "/nowhere", "--perceptual-patch", "16")
+    with pytest.raises(LimError, match="must lie between 16 and 32"):
+        run(tmp_path / "other", cache, "lrm", "--perceptual", str(perceptual_file), "--perceptual-patch", "64")
 
 
 @pytest.mark.parametrize("network", ("lrm", "lim-xyz"))
@@ -449,3 +456,14 @@ def test_the_benchmark_times_the_parts(cache, tiny_weights, capsys, network):
     assert all(part in said for part in parts) and ("frozen reconstructor" in said) == (network == "lim-xyz")
     shares = [int(line.split("%")[0].split()[-1]) for line in said.splitlines() if "%" in line]
     assert shares[-1] == 100 and len(shares) == (7 if network == "lim-xyz" else 6)
+
+
+def test_watching_ends_at_its_deadline(cache):
+    model = checkpoint.build("lrm", TINY)
+    watched = batches.open_cache(str(cache))
+    watched.index = watched.index[:3]
+    options = {"canonical": False, "device": torch.device("cpu")}
+    row, picture = watch.watch(model, None, watched, None, **options)
+    assert row["score"] == pytest.approx(row["psnr"] + row["psnr_fg"]) and picture.shape == (64, 96, 3)
+    assert watch.watch(model, None, watched, None, **options, deadline=time.monotonic()) is None
+    assert model.training
