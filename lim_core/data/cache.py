@@ -155,14 +155,23 @@ def fill(
         deadline: `time.monotonic()` value at which to stop.
         say: called with a line about each pack that is left out.
     Raises:
-        LimError: `bad_pack` when there is nothing to render, `disk_full` or `read_only` naming the folder; shards that
-            were finished stay, a part of one does not.
+        LimError: `bad_pack` when there is nothing to render, `bad_request` where the folder holds pictures of another size,
+            `disk_full` or `read_only` naming the folder; shards that were finished stay, a part of one does not.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, "making the cache") from error
+    for ready in folder.glob("[!.]*/ready"):
+        try:
+            other = json.loads(ready.read_text()).get("size", size)
+        except (OSError, ValueError):  # another process has just replaced it
+            continue
+        if other != size:
+            message = f"The cache '{folder}' holds pictures of {other} pixels, {size} were asked for."
+            raise LimError("bad_request", message, "Give another folder, or delete this one.")
+        break
     loaded = read_packs(paths, say)
     if not loaded and procedural <= 0:
         raise LimError("bad_pack", "There is no pack to render from.", "Make some with: python -m lim_core bake")
@@ -186,6 +195,8 @@ def fill(
                     rows.append(render_sequence(pack, size, rng, **options))
                     failed = 0
                 except LimError as error:
+                    if error.code != "bad_pack":
+                        raise
                     failed += 1
                     if pack.name not in complained:
                         complained.add(pack.name)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import errno
+import sys
 import time
 
 import numpy as np
@@ -167,6 +168,20 @@ def test_a_full_disk_is_said_and_costs_one_shard(tmp_path, monkeypatch):
         caches.write_shard(tmp_path / "0000_0001", [row], {})
     assert caught.value.code == "disk_full"
     assert [p.name for p in tmp_path.iterdir()] == ["0000_0000"]
+
+
+def test_pictures_of_another_size_are_not_mixed_in(folder):
+    with pytest.raises(LimError, match="holds pictures of 32 pixels, 64 were asked for") as caught:
+        caches.fill([], folder, size=64, sequences=8, seed=9, procedural=1.0)
+    assert caught.value.code == "bad_request" and len(list(folder.iterdir())) == 1
+
+
+def test_a_missing_library_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "manifold3d", None)
+    lines: list[str] = []
+    with pytest.raises(LimError, match="manifold3d"):
+        caches.fill([], tmp_path, size=16, sequences=64, seed=0, procedural=1.0, supersample=1, say=lines.append)
+    assert not lines
 
 
 def test_a_broken_pack_is_left_out_and_named(tmp_path):
