@@ -175,7 +175,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
     keyframes = [*range(0, FRAMES - 1, STEP), FRAMES - 1]
     asked = Request(
         keyframes=tuple(float(k + 1) for k in keyframes), inbetweens=STEP - 1, source="video", video="evaluation",
-        image_size=SIZE, views=4, template_faces=4000, texture_size=512, weights=weights, elevation=cameras.RIG[0][1],
+        image_size=SIZE, views=8 if model else 4, template_faces=4000, texture_size=512, weights=weights, elevation=cameras.RIG[0][1],
     )  # fmt: skip
     reporter = Reporter(machine=False)
     reporter.event = lambda *args, **fields: None
@@ -189,7 +189,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
             importing.make_views(job, asked, np.stack([s.rgba[0] for s in seen]), model, reporter)
         else:
             rgba, depth = np.stack([s.rgba for s in seen]), np.stack([s.depth_planar for s in seen])
-            importing.write_capture(job, asked, rgba, depth, camera, lens)
+            importing.write_capture(job, rgba, depth, camera, lens)
         pipeline.run(job, asked, device, reporter)
         seconds = time.monotonic() - started
         with np.load(job / protocol.RESULT_ARRAYS) as arrays:

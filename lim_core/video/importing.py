@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import checkpoint, protocol, result
+from .. import cameras, checkpoint, protocol, result
 from ..errors import LimError
 from ..pipeline import State, key_of
 from ..request import Request, with_clip
 from ..worker import Reporter
-from . import clip, decode, foreground, views
+from . import body, clip, decode, foreground, views
 
 SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
 FIELDS = ("video_first", "video_last", "video_step", "video_fps", "foreground", "mask", "key_colour", "matting")
@@ -54,14 +54,14 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     write_clip(job, request, found)
     reporter.event("preview", path=protocol.CLIP_PREVIEW, label="the object in the clip")
     asked = with_clip(request, job)
-    asked = dataclasses.replace(asked, views=asked.rig_views, has_depth=True, fps=float(found["fps"]))
+    asked = dataclasses.replace(asked, has_depth=True, fps=float(found["fps"]))
 
     from . import adapters  # diffusers takes a second to import
 
     started = time.monotonic()
     reporter.stage("views", 1, count, SHARES["import"], SHARES["views"])
     folder = Path(request.views_model) if request.views_model else checkpoint.BUNDLED / "multiview"
-    key = key_of(key, adapters.weights_key(folder), request.elevation)
+    key = key_of(key, adapters.weights_key(folder), request.elevation, request.views)
     kept = state.load("views", key)
     if kept is None or not all((job / name).is_file() for name in capture_files(asked)):
         made = make_views(job, asked, found["rgba"], adapters.load(folder, device), reporter)
@@ -163,14 +163,19 @@ def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Rep
     Returns:
         The views as they were made, float16 [K, V, 5, s, s].
     """
-    made = model(views.shrink(rgba, model.size), asked.elevation, reporter.progress)
+    made = model(views.shrink(rgba, model.size), asked.elevation, lambda f: reporter.progress(0.5 * f))
     camera, lens = (torch.from_numpy(x) for x in model.cameras(asked.elevation, model.size))
     made = views.agree(made, camera, lens)
-    camera, lens = model.cameras(asked.elevation, asked.image_size)
-    pictures, depth = views.enlarge(made, rgba, camera)
-    reporter.check()
-    write_capture(job, asked, pictures, depth, camera, lens)
-    result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures))
+    camera, lens = cameras.job_cameras(asked.image_size, asked.views, asked.rig_views)
+    camera[: asked.rig_views], _ = model.cameras(asked.elevation, asked.image_size)
+    pictures, depth = views.enlarge(made, rgba, camera[: asked.rig_views])
+    bodies = []
+    for k in range(len(rgba)):
+        bodies.append(body.capture(pictures[k], depth[k], camera, lens))
+        reporter.progress(0.5 + 0.5 * (k + 1) / len(rgba))
+    pictures, depth = (np.stack(part) for part in zip(*bodies))
+    write_capture(job, pictures, depth, camera, lens)
+    result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures[:, : asked.rig_views]))
     return made.half().numpy()
 
 
@@ -180,7 +185,7 @@ def capture_files(asked: Request) -> list[str]:
     return [protocol.CAMERAS_FILE, *pictures, *(protocol.depth_file(k) for k in keyframes), protocol.VIEWS_PREVIEW]
 
 
-def write_capture(job: Path, asked: Request, rgba, depth, camera_to_world, intrinsics) -> None:
+def write_capture(job: Path, rgba, depth, camera_to_world, intrinsics) -> None:
     """What Blender's capture writes; files of an earlier capture go first."""
     for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
         old.unlink()

@@ -21,7 +21,7 @@ from lim_core import cameras, protocol, request
 from lim_core.data import cache
 from lim_core.errors import LimError
 from lim_core.images import pixel_rays
-from lim_core.video import adapters, command_line, splat, views
+from lim_core.video import adapters, body, command_line, splat, views
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -116,6 +116,36 @@ def test_enlarged_views_hold_the_clip_itself_and_depth_exactly_where_it_is():
     solid = (depth[0] > 0) & (big[0, :, 3].numpy() > 0)
     assert np.abs(depth[0] - true)[solid].mean() < 0.03
     assert (solid.sum((1, 2)) / (big[0, :, 3] > 0).sum((1, 2)).numpy() > 0.93).all()
+
+
+def as_capture(made, size: int = 96):
+    """Views [1, V, 5, S, S] as the pictures and depths of a capture."""
+    big = torch.nn.functional.interpolate(made[0, :1, :4], size=(size, size), mode="bilinear")
+    cut = (big.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    camera, lens = views.rig(20.0, size)
+    rgba, depth = views.enlarge(made, cut, camera)
+    return rgba[0], depth[0], camera, lens
+
+
+@pytest.mark.parametrize("flaw", ["none", "a view is empty", "a view is shifted"])
+def test_the_body_is_what_most_views_see(flaw):
+    made, _, _ = ball(64)
+    if flaw == "a view is empty":
+        made[0, 2, 3] = 0
+    elif flaw == "a view is shifted":
+        made[0, 1] = made[0, 1].roll(5, -1)
+    rgba, depth, camera, lens = as_capture(made)
+    vertices, faces = body.body(rgba, depth, camera, lens)
+    radius = np.linalg.norm(vertices, axis=1)
+    assert abs(np.median(radius) - 0.6) < 0.03 and (np.abs(radius - 0.6) < 0.12).mean() > 0.9
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all(), "closed"
+    every, lenses = cameras.job_cameras(96, 8, 4)
+    pictures, deep = body.capture(rgba, depth, every, lenses)
+    assert np.array_equal(pictures[0], rgba[0]) and (deep[0] > 0)[rgba[0, ..., 3] > 127].mean() > 0.95
+    for seen, far in zip(pictures[1:], deep[1:]):
+        assert np.array_equal(seen[..., 3] > 0, far > 0) and (far > 0).sum() > 0.8 * (deep[0] > 0).sum()
+        assert np.abs(seen[far > 0, :3].mean(0) - (204, 102, 26)).max() < 25, "unseen sides take the nearest colour"
 
 
 # ---- the embedded pipeline ---------------------------------------------------------------------------------------------
