@@ -91,13 +91,14 @@ def curves(path: Path, alphas: list[float], panels: dict[str, dict[str, list[flo
 
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (measure, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (measure, rows) in zip(every, panels.items()):
         for name, values in rows.items():
             axes.plot(alphas, [np.nan if v is None else v for v in values], marker="o", markersize=3, label=name)
         axes.set_xlabel("α")
         axes.set_title(measure, fontsize=10)
         axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    every[0].legend(fontsize=8)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

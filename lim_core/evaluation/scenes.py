@@ -99,8 +99,8 @@ def spans(folder: str | Path, seconds: float, per_clip: int, skipped: list[dict]
             pack = packs.load(path)
             for clip in range(pack.clips):
                 last, length = pack.frames(clip) - 1, seconds * pack.fps
-                if last >= length:
-                    starts = np.unique(np.linspace(0, last - length, per_clip).round(3))
+                if last >= length - 1e-6:
+                    starts = np.unique(np.linspace(0, max(last - length, 0), per_clip).round(3))
                     name = pack.clip_names[clip]
                     found += [Span(path, clip, name, float(start), length, pack.fps) for start in starts]
     return found
@@ -169,8 +169,9 @@ def liveliest_spans(folder: str | Path, seconds: float, skipped: list[dict]) -> 
         with skipping(skipped, path.stem):
             pack = packs.load(path)
             length = seconds * pack.fps
-            clip, middle = liveliest(pack, length + 1)
-            found.append(Span(path, clip, pack.clip_names[clip], middle - length / 2, length, pack.fps))
+            clip, middle = liveliest(pack, length + 1 - 1e-6)
+            start = float(int(middle - length / 2))  # a stored frame: between those a pack moves in straight lines
+            found.append(Span(path, clip, pack.clip_names[clip], start, length, pack.fps))
     return found
 
 

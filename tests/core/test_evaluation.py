@@ -259,6 +259,27 @@ def test_alpha_runs_to_a_summary(tmp_path, pack_folder, foggy_weights, coarse):
 
 
 # ---- what happens over α
+def test_a_still_scene_stays_still():
+    """The bundled networks: a keyframe and itself give that keyframe at every α, while a moving pair changes with α."""
+    folders = checkpoint.folders()
+    lrm, lim = (checkpoint.load(folders[name], name) for name in ("lrm", "lim"))
+    pack = procedural.make_object(3)
+    size = lrm.config.image_size
+    seen = scenes.capture(pack, pack.model_positions(0, (0, 4)), size)
+    first, last = (seen.network_views(i, size) for i in (0, 1))
+    alphas = torch.tensor([0.25, 0.5, 0.75])
+    with torch.no_grad():
+        own, features = lrm(first)
+        still, moving = (lim(features, lim.condition(target), alphas)[0] for target in (first, last))
+        keyframe, *pictured = (
+            scenes.render(lrm.decoder, planes[None], 64, views=1)[0][0].clip(0, 1)
+            for planes in (own[0], *still, *moving)
+        )
+    assert min(metrics.psnr(image, keyframe) for image in pictured[:3]) > 26
+    unchanged, changed = metrics.psnr(pictured[0], pictured[2]), metrics.psnr(pictured[3], pictured[5])
+    assert unchanged > 40 and changed < unchanged - 10
+
+
 def falling_plate(steps: int):
     """A flat square that moves with constant acceleration towards a camera above it: positions [T, 4, 3], faces, true."""
     time = np.linspace(0, 1, steps)
