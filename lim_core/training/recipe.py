@@ -40,7 +40,7 @@ SETTINGS = {"nano": (8, 384, 1.2e-3), "small": (48, 1024, 6e-4), "base": (32, 20
 FIRST_SEQUENCES = 6 * SHARD  # rendered before the first step
 WATCH_SEQUENCES = 32
 SHORTEST_SECONDS = 3.0  # less is no training
-CLOSING_SECONDS = 10.0  # of a call, kept for what follows the training
+CLOSING_SECONDS = 15.0  # of a call, kept for what comes before and after: imports, the export
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, work: Path) -> bool:
     Raises:
         LimError: nothing can be rendered, or what `train` raises.
     """
-    called = time.monotonic() - time.process_time()  # what was imported before counts too
+    called = time.monotonic()
     shares, progress = shares_of(args.shares), read_progress(work)
     spent, states = progress["spent"], progress["networks"]
     networks = [network for network in config.NETWORKS if shares[network] > 0]
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace, work: Path) -> bool:
         return [network for network in networks if not states.get(network, {}).get("done")]
 
     if waiting() and left_of_box() > SHORTEST_SECONDS:
-        renderers.start(work, args.renderers, settings(args, work))
-        enough = wait_for_sequences(args, work, called)
+        started = renderers.start(work, args.renderers, settings(args, work))
+        enough = wait_for_sequences(args, work, started, called)
         while enough and waiting() and min(left_of_call(), left_of_box()) > SHORTEST_SECONDS:
             network = waiting()[0]
             state = states.setdefault(network, {"done": False})
@@ -242,7 +242,7 @@ def settings(args: argparse.Namespace, work: Path) -> dict:
     }
 
 
-def wait_for_sequences(args: argparse.Namespace, work: Path, called: float) -> bool:
+def wait_for_sequences(args: argparse.Namespace, work: Path, started: list[subprocess.Popen], called: float) -> bool:
     """Until there is enough to begin with, or the call's time is over: whether there is enough.
 
     Raises:
@@ -255,12 +255,9 @@ def wait_for_sequences(args: argparse.Namespace, work: Path, called: float) -> b
         if time.monotonic() - called > args.call_minutes * 60 - 2 * CLOSING_SECONDS:
             return False
         time.sleep(1)
-        if not renderers.alive(work):
-            time.sleep(3)  # they may have been started just now
-            if not renderers.alive(work):
-                raise LimError(
-                    "bad_pack", f"Nothing could be rendered: {renderers.complaint(work) or 'no reason given'}"
-                )
+        begun = any(process.poll() is None for process in started)  # it may not have its lock yet
+        if not begun and not renderers.alive(work):
+            raise LimError("bad_pack", f"Nothing could be rendered: {renderers.complaint(work) or 'no reason given'}")
 
 
 # ---- bookkeeping --------------------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ def holder(path: Path) -> int | None:
 # ---- the callers' side --------------------------------------------------------------------------------------------
 
 
-def start(work: Path, count: int, settings: dict) -> list[int]:
-    """Write the settings and start those of `count` renderers that are not there; the process ids of all."""
+def start(work: Path, count: int, settings: dict) -> list[subprocess.Popen]:
+    """Write the settings and start those of `count` renderers that are not there; returns what was started."""
     folder = work / "renderers"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "settings.json.tmp"
@@ -95,15 +95,17 @@ def start(work: Path, count: int, settings: dict) -> list[int]:
     os.replace(temporary, folder / "settings.json")
     path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    started = []
     for index in range(count):
         if holder(folder / f"{index:02d}.lock") is not None:
             continue
         with (folder / f"{index:02d}.log").open("a") as said:
-            subprocess.Popen(
-                [sys.executable, "-m", "lim_core.training.renderers", str(work), str(index)],
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=variables, start_new_session=True,
-            )  # fmt: skip
-    return alive(work)
+            command = [sys.executable, "-m", "lim_core.training.renderers", str(work), str(index)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=variables, start_new_session=True
+            )
+            started.append(process)
+    return started
 
 
 def alive(work: Path) -> list[int]:
@@ -113,7 +115,8 @@ def alive(work: Path) -> list[int]:
 
 
 def stop(work: Path) -> None:
-    """End the renderers of this work folder, and no other process."""
+    """End the renderers of this work folder, and no other process. One that is only starting finds no settings and ends."""
+    (work / "renderers" / "settings.json").unlink(missing_ok=True)
     for process in alive(work):
         try:
             os.kill(process, signal.SIGTERM)
@@ -185,7 +188,10 @@ def render(work: Path, index: int) -> None:
         os.nice(10)
     idle_since = time.monotonic()
     while time.monotonic() - idle_since < IDLE_SECONDS:
-        settings = json.loads((work / "renderers" / "settings.json").read_text(encoding="utf-8"))
+        try:
+            settings = json.loads((work / "renderers" / "settings.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
         cache, limit = Path(settings["cache"]), settings["cache_bytes"]
         common = {
             "size": settings["size"],

@@ -400,7 +400,7 @@ def test_what_a_cache_lacks_is_said(tmp_path, cache):
     with pytest.raises(LimError, match="empty holds 0 sequences"):
         run(tmp_path / "run", tmp_path / "empty")
     (tmp_path / "cache/0000_0000/rgba.npy").write_bytes(b"nothing")
-    with pytest.raises(LimError, match="The cache .* is damaged"):
+    with pytest.raises(LimError, match="The shard .* is damaged"):
         run(tmp_path / "run", tmp_path / "cache")
 
 
