@@ -16,6 +16,7 @@ def register():
             bpy.utils.register_class(cls)
     properties.attach()
     operators.attach()
+    panels.attach()
     _command = bpy.utils.register_cli_command(ids.COMMAND, _run_command)
 
 
@@ -26,6 +27,7 @@ def unregister():
     from . import operators, panels, preferences, properties
 
     global _command
+    panels.detach()
     operators.detach()
     if _command is not None:
         bpy.utils.unregister_cli_command(_command)

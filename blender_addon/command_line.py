@@ -3,7 +3,8 @@
 
 Exit codes are those of `lim_core/protocol.py`. The report (`--json`) is written however the job ends:
 `{"status": "done" | "error" | "cancelled", "code", "message", "hint", "exit_code", "blend", "glb", "exports", "object",
-"job", "keyframes", "frames", "vertices", "seconds": {stage: s}, "warnings": [{"code", "message", "hint"}]}`.
+"job", "keyframes", "frames", "vertices", "seconds": {stage: s}, "warnings": [{"code", "message", "hint"}]}`; for a video
+also `"camera"`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ import bpy
 
 from ..lim_core import __version__, protocol, request
 from ..lim_core.errors import Cancelled, LimError, from_os_error
-from . import job_folders, jobs, keyframes, preferences
+from ..lim_core.video import command_line as video
+from . import clip_camera, import_video, job_folders, jobs, keyframes, preferences, vertex_colours
 from .shape_keys import EXPORTS, export
+
+VIDEO_OPTIONS = {option: values for option, values in video.OPTIONS.items() if values[0] != "weights"}
+"""The backend's own options for a clip, by the same names."""
 
 
 class _Usage(Exception):
@@ -56,6 +61,18 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     source.add_argument("--frame-range", metavar="FIRST:LAST", help="refuse keyframes outside; default: the scene's")
     source.add_argument("--no-align", action="store_true", help="leave poses where they stand in the scene")
 
+    clip = top.add_argument_group("a video instead of a scene")
+    clip.add_argument(
+        "--video", default="", metavar="FILE", help="a film, a folder of pictures, or one picture of a sequence"
+    )
+    clip.add_argument("--foreground", choices=request.FOREGROUNDS, help="what tells the object from its background")
+    for option, (field, kind, words) in VIDEO_OPTIONS.items():
+        clip.add_argument(option, dest=field, type=kind, help=words)
+    clip.add_argument("--start", dest="video_start", type=float, help="scene frame at which the clip begins (1)")
+    clip.add_argument(
+        "--match-clip", action="store_true", help="give the scene the clip's resolution, frame rate, range and camera"
+    )
+
     how = top.add_argument_group("result")
     how.add_argument("--inbetweens", type=int, default=7, metavar="N", help="frames made between two keyframes (7)")
     how.add_argument("--template", metavar="OBJECT", help="carry this mesh instead of “reconstructed”")
@@ -79,6 +96,7 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     out.add_argument(
         "--export", action="append", default=[], metavar="FILE", help=f"export by suffix: {' '.join(EXPORTS)}"
     )
+    out.add_argument("--vertex-colours", action="store_true", help="bake the texture into the colour attribute “Color”")
     out.add_argument(
         "--previews", action="store_true", help="render the result from the job's cameras, into the job folder"
     )
@@ -97,8 +115,9 @@ def main(argv: list[str], program: str | None = None) -> int:
         options = (parser(program) if program else parser()).parse_args(_joined(argv))
         if options.capture_only:
             return capture_only(options.capture_only, options.input)
-        if program and not options.input:
+        if program and not (options.input or options.video):
             raise _Usage("name the file with --input")  # the scene that Blender starts with is nobody's
+        _check_video_options(options)
         report.update(_generate(options))
         report.update(status="done", exit_code=protocol.EXIT_RESULT)
     except SystemExit as ended:  # --help, --version
@@ -132,8 +151,10 @@ def _generate(options: argparse.Namespace) -> dict:
             frames=outcome.request.frames(),
             vertices=outcome.result.get("vertices"),
             metrics=outcome.result.get("metrics", {}),
+            keyframes=list(outcome.request.keyframes),
         )
         report["job"] = str(outcome.job_folder)
+        _finish_result(scene, bpy.data.objects[outcome.object_name], options, report)
         began = time.monotonic()
         report.update(_save(outcome.object_name, outputs))
         job.seconds["export"] = round(time.monotonic() - began, 3)
@@ -155,10 +176,71 @@ def _generate(options: argparse.Namespace) -> dict:
             signal.signal(number, handler)
 
 
+def _finish_result(scene: bpy.types.Scene, result: bpy.types.Object, options: argparse.Namespace, report: dict) -> None:
+    """What is asked for beyond the mesh, and what the report says of it."""
+    if options.vertex_colours:
+        vertex_colours.bake(result)
+    camera = clip_camera.camera_of(result)
+    if camera is None:
+        return
+    report["camera"] = camera.name
+    if options.match_clip:
+        clip_camera.match_scene(scene, camera)
+    other = clip_camera.differences(scene, camera)
+    if other and not options.quiet:
+        print(f"[lim] The scene has another {', '.join(other)} than the clip; --match-clip sets that.", flush=True)
+
+
+def _check_video_options(options: argparse.Namespace) -> None:
+    """A clip and a scene's source exclude each other."""
+    if options.video:
+        scenes = ("objects", "collection", "poses", "keyframes", "frame_range", "template", "clip")
+        wrong = [f"--{name.replace('_', '-')}" for name in scenes if getattr(options, name)]
+        if wrong:
+            raise _Usage(f"{wrong[0]} does not go with --video")
+        return
+    given = [option for option, (field, _, _) in VIDEO_OPTIONS.items() if getattr(options, field) is not None]
+    given += ["--foreground"] * (options.foreground is not None) + ["--start"] * (options.video_start is not None)
+    given += ["--match-clip"] * options.match_clip
+    if given:
+        raise _Usage(f"{given[0]} needs --video")
+
+
+def _common(options: argparse.Namespace) -> dict:
+    """The settings that every source has."""
+    return dict(
+        quality=options.quality,
+        fit=not options.no_fit,
+        smoothness=options.smoothness,
+        device=options.device,
+        name=options.name,
+        backend=os.path.abspath(options.backend) if options.backend else preferences.backend_python(),
+        weights=os.path.abspath(options.weights) if options.weights else preferences.weights_folder(),
+        cache=preferences.cache_folder(),
+        job=os.path.abspath(options.job) if options.job else "",
+    )
+
+
+def video_settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.Scene]:
+    """The settings of a video's job, and the scene that the result goes into: that of the file, else an empty one."""
+    from . import import_file
+
+    if options.input:
+        import_file.open_or_import(options.input)
+    elif not bpy.data.filepath:
+        bpy.ops.wm.read_factory_settings(use_empty=True)
+    fields = ("foreground", "video_start", *(field for field, _, _ in VIDEO_OPTIONS.values()))
+    given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
+    clip = {"video": import_video.absolute(options.video), **given}
+    return jobs.Settings(source="video", video=clip, **_common(options)), _scene(options.scene)
+
+
 def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.Scene]:
     """Open the input, and turn the options into a job's settings for the scene that is then current."""
     from . import import_file
 
+    if options.video:
+        return video_settings_for(options)
     imported: list = []
     clip = ""
     unchanged = bpy.data.filepath if _only_we_run() and not bpy.data.is_dirty else ""
@@ -197,18 +279,10 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
         template="mesh" if template_object else "reconstructed",
         template_object=template_object,
         align_poses=not options.no_align,
-        quality=options.quality,
-        fit=not options.no_fit,
-        smoothness=options.smoothness,
-        device=options.device,
         engine=options.engine,
-        name=options.name,
-        backend=os.path.abspath(options.backend) if options.backend else preferences.backend_python(),
-        weights=os.path.abspath(options.weights) if options.weights else preferences.weights_folder(),
-        cache=preferences.cache_folder(),
-        job=os.path.abspath(options.job) if options.job else "",
         clip=clip,
         unchanged_file=unchanged,
+        **_common(options),
     )
     return settings, scene
 

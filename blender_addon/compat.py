@@ -10,6 +10,9 @@ import sys
 import bpy
 import numpy as np
 
+BLEND_RELATIVE = {"PATH_SUPPORTS_BLEND_RELATIVE"} if bpy.app.version >= (4, 5, 0) else set()
+"""Options of a property that holds a path which may begin with “//”; older ones take such a path without being told."""
+
 LINEAR = 1  # FCurve keyframe interpolation, as foreach_set wants it
 
 

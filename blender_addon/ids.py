@@ -32,10 +32,14 @@ CACHE_MEASURE = "lim.cache_measure"
 RESULT_SELECT = "lim.result_select"
 RESULT_KEEP = "lim.result_keep"
 EXPORT = "lim.export"
+RESULT_COLOUR = "lim.result_colour"
+CLIP_MATCH = "lim.clip_match"
+IMPORT_VIDEO = "lim.import_video"
+PREVIEW_OPEN = "lim.preview_open"
 POSE_ADD = "lim.pose_add"
 POSE_REMOVE = "lim.pose_remove"
 POSE_MOVE = "lim.pose_move"
 OPERATORS = (
     GENERATE, CANCEL, OPEN_LOG, DISMISS, BACKEND_INSTALL, BACKEND_UNINSTALL, CACHE_CLEAR, CACHE_MEASURE,
-    RESULT_SELECT, RESULT_KEEP, EXPORT, POSE_ADD, POSE_REMOVE, POSE_MOVE,
+    RESULT_SELECT, RESULT_KEEP, RESULT_COLOUR, EXPORT, CLIP_MATCH, IMPORT_VIDEO, PREVIEW_OPEN, POSE_ADD, POSE_REMOVE, POSE_MOVE,
 )  # fmt: skip

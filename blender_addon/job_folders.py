@@ -145,6 +145,12 @@ def clear_capture(folder: Path) -> None:
         raise from_os_error(error, "removing the old capture") from error
 
 
+def drop_scene_capture(folder: Path) -> None:
+    """Remove the capture of a scene, whose files those of a video are about to overwrite; a video's own stay."""
+    if (folder / CAPTURE_RECORD).exists():
+        clear_capture(folder)
+
+
 def stamp(path: str | os.PathLike) -> list:
     """Identity of a file's content, cheaply: path, size, time of the last change."""
     try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One job from the scene to the result: capture, backend, writing. The panel, the command line and scripts all use it.
+"""One job from the scene or a video to the result: capture, backend, writing. The panel, the command line and scripts
+all use it.
 
 `run_job` blocks; a window calls `Job.steps` one small step per timer tick. In a window the capture runs in a background
 Blender on a saved copy of the file, so the window stays free and the scene cannot change under the capture; elsewhere it
@@ -13,7 +14,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import bpy
@@ -31,6 +32,7 @@ STAGES = {
     "save": "Saving a copy of the scene",
     "capture": "Capturing the keyframes",
     "backend": "Starting the backend",
+    **protocol.VIDEO_STAGES,
     **protocol.STAGES,
     "write": "Writing the result",
 }
@@ -39,6 +41,8 @@ STAGES = {
 CAPTURED_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META", "CURVES", "POINTCLOUD")
 SIMULATED = ("FLUID", "CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "PARTICLE_SYSTEM", "OCEAN", "NODES", "MESH_CACHE")
 """Modifiers whose cache, or a node tree that reads one, may change without a trace in the file."""
+CLIP_KEYFRAMES = 16
+"""Keyframes that a clip is taken to have while it has not been read."""
 
 active: Job | None = None
 """The job that runs in this Blender, if any; `Job` sets and clears it."""
@@ -48,10 +52,10 @@ active: Job | None = None
 class Settings:
     """What a job is told. Objects are named, not referenced: undo may replace them while the job runs."""
 
-    objects: tuple[str, ...]
-    keyframes: tuple[float, ...]
+    objects: tuple[str, ...] = ()
+    keyframes: tuple[float, ...] = ()
     source: str = "objects"
-    """"objects": all of them, animated. "poses": object k is the pose at keyframe k."""
+    """"objects": all of them, animated. "poses": object k is the pose at keyframe k. "video": see `video`."""
     frame_range: tuple[float, float] | None = None
     """Keyframes outside it are refused; None allows any."""
     inbetweens: int = 7
@@ -73,6 +77,11 @@ class Settings:
     """The job folder itself, instead of one in the cache."""
     clip: str = ""
     """Which clip of the file plays; the scene holds it, and the file alone does not say it."""
+    video: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """For the source "video": the clip's fields of `request.Request`, from `video` on. The backend reads the clip, and
+    the clip decides the keyframes and in-betweens; nothing of the scene is captured."""
+    stop_after_views: bool = False
+    """End a video's job as cancelled once the other views are made, so that they can be looked at."""
     unchanged_file: str = ""
     """A file that alone decides what is captured: while it and the files it uses stay as they are, an earlier capture
     is used again. Empty: always capture."""
@@ -100,7 +109,7 @@ class Job:
 
     Args:
         on_event: receives the protocol's `stage`, `progress`, `preview` and `warning` events of the whole job; their
-            stages are those of `STAGES`, their fraction is of the whole job.
+            stages are those of `STAGES`, their fraction is of the whole job, their paths are absolute.
         background: capture in another Blender, and wait for a quiet moment to write (for windows).
     """
 
@@ -118,6 +127,8 @@ class Job:
         self.outcome: Outcome | None = None
         self.seconds: dict[str, float] = {}
         self.warnings: list[dict] = []
+        self.stopped_to_look = False
+        """Whether the job was cancelled by its own setting `stop_after_views`."""
         self._on_event = on_event or (lambda event: None)
         self._cancelled = False
         self._child: worker.Worker | None = None
@@ -183,6 +194,29 @@ class Job:
         self._check_cancelled()
         yield
 
+        begins = 0.0
+        if wanted.source == "video":
+            job_folders.drop_scene_capture(self.folder)
+        else:
+            wanted, begins = yield from self._captured(wanted)
+        request.write(wanted, self.folder)
+        result = yield from self._compute(begins)
+        wanted = request.read(self.folder)  # a video's frames are known only now
+        self._check_cancelled()
+
+        yield from self._wait_for_quiet()
+        self._begin_stage("write", 1.0 - WRITE_SHARE)
+        yield
+        self._check_cancelled()
+        name = self._write()
+        self._end_stage()
+        self._emit("progress", stage="write", fraction=1.0, seconds_left=0.0)
+        self.outcome = Outcome(name, self.folder, wanted, dict(self.seconds), list(self.warnings), result)
+
+    def _captured(self, wanted: request.Request) -> Iterator[None]:
+        """Capture the scene, or take the capture that is there; returns the request with its transform, and how much
+        of the progress that took."""
+        settings = self.settings
         spec = capture_spec(settings, wanted)
         key = ""
         fingerprint = fingerprint_of(self._scene(), settings)
@@ -199,18 +233,7 @@ class Job:
         self._check_cancelled()
 
         wanted = dataclasses.replace(wanted, world_to_model=tuple(tuple(row) for row in captured["world_to_model"]))
-        request.write(wanted, self.folder)
-        result = yield from self._compute(0.0 if reused else CAPTURE_SHARE)
-        self._check_cancelled()
-
-        yield from self._wait_for_quiet()
-        self._begin_stage("write", 1.0 - WRITE_SHARE)
-        yield
-        self._check_cancelled()
-        name = self._write()
-        self._end_stage()
-        self._emit("progress", stage="write", fraction=1.0, seconds_left=0.0)
-        self.outcome = Outcome(name, self.folder, wanted, dict(self.seconds), list(self.warnings), result)
+        return wanted, 0.0 if reused else CAPTURE_SHARE
 
     def _open_folder(self, wanted: request.Request) -> None:
         settings = self.settings
@@ -227,9 +250,12 @@ class Job:
             except OSError as error:
                 raise from_os_error(error, "making the job folder") from error
         else:
-            blend = settings.unchanged_file or bpy.data.filepath
-            identity = (self.scene_name, wanted.source, settings.objects, settings.clip)
-            name = job_folders.name_for(blend, *identity)
+            if wanted.source == "video":
+                name = job_folders.name_for(wanted.video, wanted.source)
+            else:
+                blend = settings.unchanged_file or bpy.data.filepath
+                identity = (self.scene_name, wanted.source, settings.objects, settings.clip)
+                name = job_folders.name_for(blend, *identity)
             self.folder, self._lock = job_folders.open_folder(Path(settings.cache), name)
         try:
             (self.folder / protocol.LOG_FILE).write_bytes(b"")
@@ -292,11 +318,16 @@ class Job:
                 name = event["event"]
                 if name == "stage":
                     self._begin_stage(event["stage"])
+                    if self.settings.stop_after_views and event["stage"] == next(iter(protocol.STAGES)):
+                        self.stopped_to_look = True
+                        child.cancel()
                 elif name == "progress":
                     fraction = min(max(float(event["fraction"]), 0.0), 1.0)
                     self._progress(event["stage"], start + share * fraction, event["seconds_left"])
-                elif name in ("warning", "preview"):
+                elif name == "warning":
                     self._emit(**{**event, "name": name})
+                elif name == "preview":
+                    self._emit(name, path=str(self.folder / event["path"]), label=event["label"])
             if not child.running:
                 break
             yield
@@ -324,8 +355,9 @@ class Job:
         sources = [bpy.data.objects[name] for name in self.settings.objects if name in bpy.data.objects]
         template = bpy.data.objects.get(self.settings.template_object) if self.settings.template == "mesh" else None
         written = shape_keys.write_result(
-            scene, self.folder, source_objects=sources, template_object=template, collection_name=ids.COLLECTION
-        )
+            scene, self.folder, source_objects=sources, template_object=template, collection_name=ids.COLLECTION,
+            on_warning=lambda code, message: self._emit("warning", code=code, message=message, hint=""),
+        )  # fmt: skip
         return written.name
 
     # ---- telling -------------------------------------------------------------------------------------------------
@@ -392,6 +424,50 @@ class Job:
 # ---- before the job ------------------------------------------------------------------------------------------------
 def check(scene: bpy.types.Scene, settings: Settings) -> request.Request:
     """The request that the settings ask for, without its transform. Raises LimError for whatever cannot work."""
+    if settings.source != "video":
+        _check_objects(scene, settings)
+    size, extra_views, texture_size, faces = request.QUALITIES.get(settings.quality, (0, 0, 0, 0))
+    if not size:
+        raise LimError("bad_request", f"“{settings.quality}” is not a quality.", f"Use {', '.join(request.QUALITIES)}.")
+    wanted = request.Request(
+        keyframes=tuple(float(frame) for frame in settings.keyframes),
+        inbetweens=settings.inbetweens,
+        source=settings.source,
+        name=settings.name,
+        fps=scene.render.fps / scene.render.fps_base,
+        image_size=size,
+        rig_views=4,
+        views=4 + extra_views,
+        template=settings.template,
+        template_faces=faces,
+        texture_size=texture_size,
+        fit=settings.fit,
+        smoothness=settings.smoothness,
+        device=settings.device,
+        weights=settings.weights,
+        **settings.video,
+    )
+    if settings.source == "video":
+        at = scene.cursor.location  # where Blender adds whatever is new
+        wanted = dataclasses.replace(
+            wanted,
+            world_to_model=((1.0, 0.0, 0.0, -at.x), (0.0, 1.0, 0.0, -at.y), (0.0, 0.0, 1.0, -at.z), (0, 0, 0, 1)),
+        )
+    request.check(wanted)
+    if settings.source == "video":
+        _check_files(wanted)
+    if settings.frame_range:
+        keyframes.check_range(wanted.keyframes, *settings.frame_range)
+    if settings.template == "mesh":
+        _check_template(scene, settings.template_object)
+    if settings.weights and not Path(settings.weights).is_dir():
+        raise LimError(
+            "weights_missing", f"There is no weights folder “{settings.weights}”.", "Correct it, or leave it empty."
+        )
+    return wanted
+
+
+def _check_objects(scene: bpy.types.Scene, settings: Settings) -> None:
     from . import capture_scene
 
     if not settings.objects:
@@ -417,36 +493,19 @@ def check(scene: bpy.types.Scene, settings: Settings) -> request.Request:
     if settings.source == "poses" and len(set(settings.objects)) < len(settings.objects):
         twice = next(name for name in settings.objects if settings.objects.count(name) > 1)
         raise LimError("bad_request", f"“{twice}” is listed twice as a pose.", "Remove it, or use a copy of it.")
-    size, extra_views, texture_size, faces = request.QUALITIES.get(settings.quality, (0, 0, 0, 0))
-    if not size:
-        raise LimError("bad_request", f"“{settings.quality}” is not a quality.", f"Use {', '.join(request.QUALITIES)}.")
-    wanted = request.Request(
-        keyframes=tuple(float(frame) for frame in settings.keyframes),
-        inbetweens=settings.inbetweens,
-        source=settings.source,
-        name=settings.name,
-        fps=scene.render.fps / scene.render.fps_base,
-        image_size=size,
-        rig_views=4,
-        views=4 + extra_views,
-        template=settings.template,
-        template_faces=faces,
-        texture_size=texture_size,
-        fit=settings.fit,
-        smoothness=settings.smoothness,
-        device=settings.device,
-        weights=settings.weights,
-    )
-    request.check(wanted)
-    if settings.frame_range:
-        keyframes.check_range(wanted.keyframes, *settings.frame_range)
-    if settings.template == "mesh":
-        _check_template(scene, settings.template_object)
-    if settings.weights and not Path(settings.weights).is_dir():
-        raise LimError(
-            "weights_missing", f"There is no weights folder “{settings.weights}”.", "Correct it, or leave it empty."
-        )
-    return wanted
+
+
+def _check_files(wanted: request.Request) -> None:
+    """The files that a video's request names are there; what is in them, the backend finds out."""
+    named = {
+        "video": ("missing_file", wanted.video),
+        "mask": ("missing_file", wanted.mask if wanted.foreground == "mask" else ""),
+        "matting model": ("weights_missing", wanted.matting if wanted.foreground in ("auto", "matting") else ""),
+        "folder for the other views": ("weights_missing", wanted.views_model),
+    }
+    for what, (code, path) in named.items():
+        if path and not Path(path).exists():
+            raise LimError(code, f"There is no {what} “{path}”.", "Choose it again.")
 
 
 def _check_template(scene: bpy.types.Scene, name: str) -> None:
@@ -488,8 +547,9 @@ def renderable(scene: bpy.types.Scene) -> list[bpy.types.Object]:
 
 def space_needed(wanted: request.Request) -> int:
     """Bytes that the capture and the result take, generously."""
-    capture = len(wanted.keyframes) * wanted.views * wanted.image_size**2 * 8
-    result = len(wanted.frames()) * wanted.template_faces * 12
+    keyframes = len(wanted.keyframes) or CLIP_KEYFRAMES
+    capture = keyframes * wanted.views * wanted.image_size**2 * 8
+    result = (len(wanted.frames()) or 2 * CLIP_KEYFRAMES) * wanted.template_faces * 12
     return capture + 2 * result + 4 * wanted.texture_size**2 + (64 << 20)
 
 
@@ -561,7 +621,8 @@ def fingerprint_of(scene: bpy.types.Scene, settings: Settings) -> list | None:
     for sequence in sequences:
         files.update(job_folders.sequence(bpy.path.abspath(sequence.filepath, library=sequence.library)))
     stamps = [job_folders.stamp(path) for path in (settings.unchanged_file, *sorted(files))]
-    return [__version__, bpy.app.version_string, scene.name, settings.clip, *stamps]
+    posed_at = scene.frame_current_final if settings.source == "poses" else None  # playing does not change the file
+    return [__version__, bpy.app.version_string, scene.name, settings.clip, posed_at, *stamps]
 
 
 def save_copy(path: Path) -> None:

@@ -5,6 +5,7 @@ A LimError becomes a report, and stays in the panel until it is dismissed. What 
 operator's own instance does not survive the loading of another file.
 """
 
+import dataclasses
 import os
 import textwrap
 import threading
@@ -17,12 +18,26 @@ from bpy.props import BoolProperty, EnumProperty, StringProperty
 
 from ..lim_core import protocol
 from ..lim_core.errors import Cancelled, LimError, from_os_error
-from . import backend, ids, job_folders, jobs, keyframes, preferences, shape_keys
+from . import (
+    backend,
+    clip_camera,
+    ids,
+    import_video,
+    job_folders,
+    jobs,
+    keyframes,
+    preferences,
+    preview_picture,
+    shape_keys,
+    vertex_colours,
+)
 
 TICK = 0.1
 """Seconds between two steps of a job in a window."""
 LINE = 30
 """Letters that fit into one line of a box in the sidebar, beside an icon, at its usual width."""
+SHEETS = {Path(protocol.CLIP_PREVIEW).name: 1, Path(protocol.VIEWS_PREVIEW).name: 4}
+"""Pictures of a video's job that are worth more than those that follow, and their rows of square cells."""
 EXPORTS = tuple((suffix, label, words) for suffix, (label, words, _) in shape_keys.EXPORTS.items() if label)
 
 REDRAW_PAUSE = 1.0
@@ -86,16 +101,33 @@ def show(event: dict) -> None:
             return
     elif name == "warning":
         state.warning_text += point(f"{event['message']} {event['hint']}")
+    elif name == "preview":
+        show_picture(state, event["path"], event["label"])
     else:
         return
     _drawn = time.monotonic()
     redraw()
 
 
+def show_picture(state, path: str, label: str) -> None:
+    """Put a job's picture into the panel. The generated views stay: they are what the artist has to judge."""
+    name = Path(path).name
+    if Path(state.picture).name in SHEETS and name not in SHEETS:
+        return
+    if time.monotonic() - _drawn < REDRAW_PAUSE and name not in SHEETS:
+        return
+    state.picture_icon = preview_picture.load(path, SHEETS.get(name, 0))
+    state.picture, state.picture_label = path, label[:1].upper() + label[1:]
+
+
 def _begin(state) -> None:
     dismiss(state)
-    for name in ("cancelling", "stage", "fraction", "progress_text", "warning_text", "note", "summary"):
+    for name in (
+        "cancelling", "stage", "fraction", "progress_text", "warning_text", "note", "summary", "waiting",
+        "picture", "picture_label", "picture_icon",
+    ):  # fmt: skip
         state.property_unset(name)
+    preview_picture.clear()
     state.running = True
 
 
@@ -121,9 +153,15 @@ def fail(operator: bpy.types.Operator, error: LimError) -> set[str]:
     return {"CANCELLED"}
 
 
-def stopped(operator: bpy.types.Operator) -> set[str]:
+def stopped(operator: bpy.types.Operator, job: jobs.Job) -> set[str]:
     """Say in the panel that the job was cancelled; what an operator returns then."""
-    live().note = point("Cancelled. Your scene is as it was. The next run goes on from what is finished.")
+    state = live()
+    if job.stopped_to_look:
+        state.waiting = True
+        state.note = point("These are the other views. Go on with them, or change the settings and generate again.")
+        operator.report({"INFO"}, "The other views are made")
+        return {"CANCELLED"}
+    state.note = point("Cancelled. Your scene is as it was. The next run goes on from what is finished.")
     operator.report({"INFO"}, "Cancelled; the finished parts are kept")
     return {"CANCELLED"}
 
@@ -135,6 +173,11 @@ def finish(operator: bpy.types.Operator, outcome: jobs.Outcome) -> set[str]:
     state.job_folder = str(outcome.job_folder)
     seconds = sum(outcome.seconds.values())
     state.summary = f"{len(outcome.request.frames())} frames in {seconds:.0f} s"
+    camera = clip_camera.camera_of(bpy.data.objects.get(outcome.object_name))
+    other = clip_camera.differences(bpy.context.scene, camera) if camera else []
+    if other:
+        names = " and ".join(filter(None, (", ".join(other[:-1]), other[-1])))
+        state.note = point(f"The scene has another {names} than the clip. “Match Scene to Clip” sets them.")
     operator.report({"INFO"}, f"“{outcome.object_name}”: {state.summary}")
     look_around()
     return {"FINISHED"}
@@ -151,6 +194,22 @@ def settings_from(context) -> jobs.Settings:
     """The job that the panel's settings ask for. Raises LimError."""
     scene = context.scene
     chosen = scene.lim
+    common = dict(
+        quality=chosen.quality,
+        fit=chosen.fit,
+        smoothness=chosen.smoothness,
+        device=chosen.device,
+        name=chosen.name.strip() or "LIM",
+        backend=preferences.backend_python(),
+        weights=preferences.weights_folder(),
+        cache=preferences.cache_folder(),
+    )
+    if chosen.source == "VIDEO":
+        if not chosen.video:
+            raise LimError("bad_video", "No clip is chosen.", "Choose it with Import Video.")
+        return jobs.Settings(
+            source="video", video=import_video.fields(chosen), stop_after_views=chosen.stop_after_views, **common
+        )
     start, end = float(scene.frame_start), float(scene.frame_end)
     if chosen.use_frame_range:
         start, end = float(chosen.frame_start), float(chosen.frame_end)
@@ -185,16 +244,17 @@ def settings_from(context) -> jobs.Settings:
         template=chosen.template,
         template_object=chosen.template_object.name if chosen.template_object else "",
         align_poses=chosen.align_poses,
-        quality=chosen.quality,
-        fit=chosen.fit,
-        smoothness=chosen.smoothness,
-        device=chosen.device,
         engine=chosen.engine,
-        name=chosen.name.strip() or "LIM",
-        backend=preferences.backend_python(),
-        weights=preferences.weights_folder(),
-        cache=preferences.cache_folder(),
+        unchanged_file=_saved_file(),
+        **common,
     )
+
+
+def _saved_file() -> str:
+    """The scene's file, if nothing was done to the scene since it was opened or saved; else ""."""
+    if bpy.data.is_dirty or not bpy.data.is_saved or jobs.addons_that_move_things():
+        return ""
+    return bpy.data.filepath
 
 
 def _chosen_objects(context) -> list[bpy.types.Object]:
@@ -276,6 +336,11 @@ key per frame into the collection “LIM”. The source stays as it is"""
     bl_label = "Generate"
     bl_options = {"REGISTER", "UNDO"}
 
+    go_on: BoolProperty(
+        name="Go On",
+        description="Do not stop after a video's other views are made",
+        options={"SKIP_SAVE", "HIDDEN"},
+    )
     _job = None
 
     @classmethod
@@ -287,12 +352,12 @@ key per frame into the collection “LIM”. The source stays as it is"""
         _begin(state)
         job = None
         try:
-            job = jobs.Job(context.scene, settings_from(context), show)
+            job = jobs.Job(context.scene, self._settings(context), show)
             return finish(self, job.run())
         except LimError as error:
             return fail(self, error)
         except Cancelled:
-            return stopped(self)
+            return stopped(self, job)
         except OSError as error:
             return fail(self, from_os_error(error))
         finally:
@@ -300,9 +365,13 @@ key per frame into the collection “LIM”. The source stays as it is"""
                 state.job_folder = str(job.folder)
             _end(state)
 
+    def _settings(self, context) -> jobs.Settings:
+        settings = settings_from(context)
+        return dataclasses.replace(settings, stop_after_views=settings.stop_after_views and not self.go_on)
+
     def _start(self, context) -> None:
         global _steps
-        settings = settings_from(context)
+        settings = self._settings(context)
         _begin(live(context))
         self._job = jobs.Job(context.scene, settings, show, background=True)
         _steps = self._job.steps()
@@ -318,7 +387,7 @@ key per frame into the collection “LIM”. The source stays as it is"""
         except LimError as error:
             answer = fail(self, error)
         except Cancelled:
-            answer = stopped(self)
+            answer = stopped(self, self._job)
         self._leave(context)
         return answer
 
@@ -336,7 +405,8 @@ key per frame into the collection “LIM”. The source stays as it is"""
 
 
 class LIM_OT_cancel(bpy.types.Operator):
-    """Stop what is running. The next run captures again; the networks go on after their last finished stage"""
+    """Stop what is running; the scene stays as it is. The next run goes on after the last finished stage, and captures \
+again if the file is not saved or has changed"""
 
     bl_idname = ids.CANCEL
     bl_label = "Cancel"
@@ -634,6 +704,126 @@ class LIM_OT_export(_OnResult, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class LIM_OT_result_colour(_OnResult, bpy.types.Operator):
+    """Give the vertices of the result the colours of its texture, as the colour attribute “Color”, for programs that \
+show no textures"""
+
+    bl_idname = ids.RESULT_COLOUR
+    bl_label = "Bake Vertex Colours"
+    bl_options = {"REGISTER", "UNDO"}
+
+    def execute(self, context):
+        try:
+            attribute = vertex_colours.bake(result_object(context))
+        except LimError as error:
+            return fail(self, error)
+        self.report({"INFO"}, f"Baked into the colour attribute “{attribute.name}”")
+        return {"FINISHED"}
+
+
+# ---- the clip --------------------------------------------------------------------------------------------------------
+class LIM_OT_import_video(bpy.types.Operator):
+    """Choose a film, a folder of pictures or one picture of a sequence, in which one object moves, as the source. \
+Generate then makes one textured mesh of it, and a camera that shows the clip behind it"""
+
+    bl_idname = ids.IMPORT_VIDEO
+    bl_label = "Import Video"
+    bl_options = {"REGISTER", "UNDO"}
+
+    filepath: StringProperty(
+        name="Clip", description="The film, folder or picture", subtype="FILE_PATH", options={"SKIP_SAVE"}
+    )
+    filter_folder: BoolProperty(description="Show folders", default=True, options={"HIDDEN"})
+    filter_movie: BoolProperty(description="Show films", default=True, options={"HIDDEN"})
+    filter_image: BoolProperty(description="Show pictures", default=True, options={"HIDDEN"})
+
+    @classmethod
+    def poll(cls, context):
+        state = live(context)
+        return context.scene is not None and state is not None and not state.running
+
+    def invoke(self, context, event):
+        if self.filepath:  # dropped into the view
+            return self.execute(context)
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context):
+        path = bpy.path.abspath(self.filepath)
+        if not path or not os.path.exists(path):
+            named = f" “{path}”" if path else ""
+            return fail(self, LimError("missing_file", f"There is no such video{named}.", "Choose one."))
+        chosen = context.scene.lim
+        chosen.source = "VIDEO"
+        chosen.video = path
+        self.report({"INFO"}, f"“{Path(path).name}”: {chosen.video_text}")
+        _open_tab(context)
+        return {"FINISHED"}
+
+
+def _open_tab(context) -> None:
+    """Show the sidebar's tab LIM where the clip was dropped."""
+    if context.area is None or context.area.type != "VIEW_3D":
+        return
+    context.space_data.show_region_ui = True
+    for region in context.area.regions:
+        if region.type == "UI":
+            try:
+                region.active_panel_category = ids.TAB
+            except (AttributeError, TypeError):
+                pass  # it was never drawn: its tabs are not known yet
+            region.tag_redraw()
+
+
+class LIM_OT_clip_match(bpy.types.Operator):
+    """Set the scene to the clip that the result was made from, so that the mesh covers it exactly when seen through its \
+camera and plays at its speed"""
+
+    bl_idname = ids.CLIP_MATCH
+    bl_label = "Match Scene to Clip"
+    bl_options = {"REGISTER", "UNDO"}
+
+    resolution: BoolProperty(name="Resolution", description="Render pictures of the clip's size", default=True)
+    frame_rate: BoolProperty(name="Frame Rate", description="Play as fast as the clip", default=True)
+    frame_range: BoolProperty(name="Frame Range", description="Begin and end with the clip", default=True)
+    active_camera: BoolProperty(name="Camera", description="Look through the clip's camera", default=True)
+
+    @classmethod
+    def poll(cls, context):
+        return context.scene is not None and clip_camera.camera_of(result_object(context)) is not None
+
+    def execute(self, context):
+        camera = clip_camera.camera_of(result_object(context))
+        clip_camera.match_scene(
+            context.scene, camera, resolution=self.resolution, frame_rate=self.frame_rate,
+            frame_range=self.frame_range, active_camera=self.active_camera,
+        )  # fmt: skip
+        live(context).property_unset("note")
+        return {"FINISHED"}
+
+
+class LIM_OT_preview_open(bpy.types.Operator):
+    """Open the whole picture with the system's viewer"""
+
+    bl_idname = ids.PREVIEW_OPEN
+    bl_label = "Open Picture"
+
+    @classmethod
+    def poll(cls, context):
+        state = live(context)
+        return state is not None and bool(state.picture)
+
+    def execute(self, context):
+        path = Path(live(context).picture)
+        if not path.is_file():
+            self.report({"WARNING"}, f"There is no picture at “{path}”.")
+            return {"CANCELLED"}
+        if bpy.app.background:
+            self.report({"INFO"}, f"The picture is “{path}”.")
+            return {"FINISHED"}
+        return bpy.ops.wm.path_open(filepath=str(path))
+
+
 # ---- the poses -------------------------------------------------------------------------------------------------------
 class LIM_OT_pose_add(bpy.types.Operator):
     """Add the selected objects to the list of poses, in the order of their names"""
@@ -731,6 +921,7 @@ def _after_load(*_) -> None:
         for name in state.bl_rna.properties.keys():
             if name not in ("rna_type", "name", "backend_state", "install_text"):
                 state.property_unset(name)
+        preview_picture.clear()
         state.installing = _installation is not None
         if not bpy.app.background:
             look_around()
@@ -773,6 +964,7 @@ def attach() -> None:
 def detach() -> None:
     """Called when the extension is disabled: end what runs."""
     stop()
+    preview_picture.clear()
     if bpy.app.timers.is_registered(look_around):
         bpy.app.timers.unregister(look_around)
     bpy.app.handlers.load_pre.remove(_before_load)
@@ -790,7 +982,11 @@ CLASSES = (
     LIM_OT_cache_clear,
     LIM_OT_result_select,
     LIM_OT_result_keep,
+    LIM_OT_result_colour,
     LIM_OT_export,
+    LIM_OT_import_video,
+    LIM_OT_clip_match,
+    LIM_OT_preview_open,
     LIM_OT_pose_add,
     LIM_OT_pose_remove,
     LIM_OT_pose_move,

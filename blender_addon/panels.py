@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import bpy
 
-from . import ids, operators
+from . import clip_camera, ids, import_video, operators
 
 BUTTON_WORDS = {
     ids.BACKEND_INSTALL: ("Install the Backend", "IMPORT"),
     ids.OPEN_LOG: ("Open the Log", "TEXT"),
     ids.CACHE_CLEAR: ("Clear the Cache", "TRASH"),
 }
+PICTURE_SCALE = 10.0
+"""Size of a picture, in heights of a button."""
 
 
 class LIM_UL_poses(bpy.types.UIList):
@@ -42,11 +44,14 @@ class LIM_PT_main(_Tab, bpy.types.Panel):
         column.enabled = not job.running
         self._draw_source(column, settings)
         column.separator()
-        self._draw_keyframes(column, context.scene, settings)
-        column.separator()
-        column.prop(settings, "template")
-        if settings.template == "mesh":
-            column.prop(settings, "template_object")
+        if settings.source == "VIDEO":
+            self._draw_clip(column, settings)
+        else:
+            self._draw_keyframes(column, context.scene, settings)
+            column.separator()
+            column.prop(settings, "template")
+            if settings.template == "mesh":
+                column.prop(settings, "template_object")
         column.prop(settings, "quality")
 
         layout.separator()
@@ -60,6 +65,8 @@ class LIM_PT_main(_Tab, bpy.types.Panel):
             row = layout.row()
             row.scale_y = 1.5
             row.operator(ids.GENERATE, text="Generate", icon="PLAY")
+            if job.waiting:
+                row.operator(ids.GENERATE, text="Go On", icon="FRAME_NEXT").go_on = True
         self._draw_messages(layout, job)
 
     @staticmethod
@@ -77,6 +84,35 @@ class LIM_PT_main(_Tab, bpy.types.Panel):
             buttons.operator(ids.POSE_MOVE, text="", icon="TRIA_UP").direction = "UP"
             buttons.operator(ids.POSE_MOVE, text="", icon="TRIA_DOWN").direction = "DOWN"
             column.prop(settings, "align_poses")
+        elif settings.source == "VIDEO":
+            column.operator(ids.IMPORT_VIDEO, icon="FILE_MOVIE")
+            column.prop(settings, "video")
+            if settings.video_text:
+                column.label(text=settings.video_text)
+
+    @staticmethod
+    def _draw_clip(column, settings):
+        column.prop(settings, "use_video_range")
+        if settings.use_video_range:
+            row = column.row(align=True)
+            row.prop(settings, "video_first", text="Range")
+            row.prop(settings, "video_last", text="")
+        column.prop(settings, "video_keyframes")
+        if settings.video_keyframes == "EVERY":
+            column.prop(settings, "video_step")
+        column.separator()
+        column.prop(settings, "foreground")
+        if settings.foreground == "mask":
+            column.prop(settings, "mask")
+        elif settings.foreground == "key":
+            column.prop(settings, "use_key_colour")
+            if settings.use_key_colour:
+                column.prop(settings, "key_colour")
+        elif settings.foreground in ("auto", "matting"):
+            column.prop(settings, "matting")
+        column.separator()
+        column.prop(settings, "elevation")
+        column.prop(settings, "stop_after_views")
 
     @staticmethod
     def _draw_keyframes(column, scene, settings):
@@ -116,6 +152,23 @@ class LIM_PT_main(_Tab, bpy.types.Panel):
                 lines.label(text=line.strip(), icon="INFO" if line[:1] != " " else "BLANK1")
 
 
+class LIM_PT_picture(_Tab, bpy.types.Panel):
+    bl_idname = "LIM_PT_picture"
+    bl_parent_id = "LIM_PT_main"
+    bl_label = "Preview"
+
+    @classmethod
+    def poll(cls, context):
+        return context.window_manager.lim_job.picture_icon != 0
+
+    def draw(self, context):
+        job = context.window_manager.lim_job
+        row = self.layout.row()
+        row.label(text=job.picture_label)
+        row.operator(ids.PREVIEW_OPEN, text="", icon="ZOOM_IN", emboss=False)
+        self.layout.template_icon(icon_value=job.picture_icon, scale=PICTURE_SCALE)
+
+
 class LIM_PT_result(_Tab, bpy.types.Panel):
     bl_idname = "LIM_PT_result"
     bl_parent_id = "LIM_PT_main"
@@ -134,6 +187,9 @@ class LIM_PT_result(_Tab, bpy.types.Panel):
         column = layout.column(align=True)
         column.operator(ids.RESULT_SELECT, icon="RESTRICT_SELECT_OFF")
         column.operator(ids.RESULT_KEEP, icon="DUPLICATE")
+        column.operator(ids.RESULT_COLOUR, icon="GROUP_VCOL")
+        if clip_camera.camera_of(operators.result_object(context)):
+            column.operator(ids.CLIP_MATCH, icon="CAMERA_DATA")
         column.operator(ids.EXPORT, icon="EXPORT")
         column.operator(ids.OPEN_LOG, icon="TEXT")
 
@@ -154,7 +210,38 @@ class LIM_PT_details(_Tab, bpy.types.Panel):
         column.prop(settings, "fit")
         column.prop(settings, "smoothness")
         column.prop(settings, "device")
-        column.prop(settings, "engine")
+        if settings.source == "VIDEO":
+            column.prop(settings, "video_start")
+            column.prop(settings, "video_fps")
+            column.prop(settings, "views_model")
+        else:
+            column.prop(settings, "engine")
 
 
-CLASSES = (LIM_UL_poses, LIM_PT_main, LIM_PT_result, LIM_PT_details)
+class LIM_FH_video(bpy.types.FileHandler):
+    """Takes films that are dropped into a 3D view."""
+
+    bl_idname = "LIM_FH_video"
+    bl_label = "Video to Mesh (LIM)"
+    bl_import_operator = ids.IMPORT_VIDEO
+    bl_file_extensions = ";".join(import_video.MOVIES)
+
+    @classmethod
+    def poll_drop(cls, context):
+        return context.area is not None and context.area.type == "VIEW_3D"
+
+
+def draw_import(self, context):
+    """The entry in File > Import."""
+    self.layout.operator(ids.IMPORT_VIDEO, text="Video to Mesh (LIM)")
+
+
+CLASSES = (LIM_UL_poses, LIM_PT_main, LIM_PT_picture, LIM_PT_result, LIM_PT_details, LIM_FH_video)
+
+
+def attach() -> None:
+    bpy.types.TOPBAR_MT_file_import.append(draw_import)
+
+
+def detach() -> None:
+    bpy.types.TOPBAR_MT_file_import.remove(draw_import)

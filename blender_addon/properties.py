@@ -2,19 +2,22 @@
 """What the artist sets (`Scene.lim`, saved with the file) and what is going on (`WindowManager.lim_job`, neither
 saved nor kept when another file is loaded)."""
 
+import math
+
 import bpy
 from bpy.props import (
     BoolProperty,
     CollectionProperty,
     EnumProperty,
     FloatProperty,
+    FloatVectorProperty,
     IntProperty,
     PointerProperty,
     StringProperty,
 )
 
 from ..lim_core import request
-from . import keyframes
+from . import compat, import_video, keyframes
 
 QUALITY_WORDS = {
     "draft": ("Draft", "Quick look"),
@@ -27,6 +30,19 @@ DEVICE_WORDS = {
     "cuda": ("CUDA or ROCm", "A graphics card by NVIDIA, or by AMD with a ROCm build of the backend"),
     "mps": ("Metal", "A Mac with an Apple chip"),
 }
+FOREGROUND_WORDS = {
+    "auto": ("Automatic", "By the clip's alpha if it has one, else by an even background, else by the matting model"),
+    "alpha": ("Alpha", "Where the clip is opaque"),
+    "mask": ("Mask", "By pictures or a film of their own, light where the object is"),
+    "key": ("Colour Key", "By an even background, such as a green screen"),
+    "matting": ("Matting Model", "By a network that tells the object from its background, from a file of yours"),
+}
+
+
+def _look_at_clip(settings, context) -> None:
+    """The clip has changed: say what it holds, and forget the range of the one before."""
+    settings.video_text = import_video.describe(bpy.path.abspath(settings.video) if settings.video else "")
+    settings.use_video_range = False
 
 
 def _quality_items() -> list[tuple[str, str, str]]:
@@ -58,6 +74,7 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
             ("SELECTED", "Selected Objects", "Everything that is selected, captured together, as it moves"),
             ("COLLECTION", "Collection", "Everything in one collection, captured together, as it moves"),
             ("POSES", "Pose Objects", "A list of objects, one per keyframe, whose meshes need not correspond"),
+            ("VIDEO", "Video", "One object in a film or a sequence of pictures; nothing of the scene is captured"),
         ),
     )
     collection: PointerProperty(
@@ -115,6 +132,88 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
         min=0,
         max=1000,
         soft_max=32,
+    )
+    video: StringProperty(
+        name="Clip",
+        description="A film, a folder of pictures, or one picture of a numbered sequence, in which one object moves",
+        subtype="FILE_PATH",
+        options=compat.BLEND_RELATIVE,
+        update=_look_at_clip,
+    )
+    video_text: StringProperty(description="What the clip holds")
+    use_video_range: BoolProperty(name="Part of the Clip", description="Use some of the clip's frames instead of all")
+    video_first: IntProperty(
+        name="First", description="The first frame of the clip that is used, counted from 1", default=1, min=1
+    )
+    video_last: IntProperty(
+        name="Last", description="The last frame of the clip that is used; 0 takes it to its end", default=48, min=0
+    )
+    video_keyframes: EnumProperty(
+        name="Keyframes",
+        description="Which frames of the clip are rebuilt; those between them are interpolated",
+        items=(
+            ("AUTO", "Automatic", "As far apart as the motion allows"),
+            ("EVERY", "Every N Frames", "Evenly over the clip"),
+        ),
+    )
+    video_step: IntProperty(
+        name="Every", description="Distance in clip frames from one keyframe to the next", default=2, min=1, max=1000
+    )
+    video_fps: FloatProperty(
+        name="Frames a Second", description="The clip's speed; 0 takes what the file says", min=0.0, max=1000.0
+    )
+    video_start: IntProperty(
+        name="Starts at Frame",
+        description="The scene's frame at which the first used frame of the clip plays",
+        default=1,
+    )
+    foreground: EnumProperty(
+        name="Foreground",
+        description="How the object is told from what lies behind it",
+        items=[(name, *FOREGROUND_WORDS[name]) for name in request.FOREGROUNDS],
+    )
+    mask: StringProperty(
+        name="Mask",
+        description="A film, a folder of pictures, or one picture of a sequence: light where the object is, a picture per "
+        "frame of the clip or one for all",
+        subtype="FILE_PATH",
+        options=compat.BLEND_RELATIVE,
+    )
+    use_key_colour: BoolProperty(
+        name="Own Key Colour", description="Choose the background's colour instead of taking it from the clip's border"
+    )
+    key_colour: FloatVectorProperty(
+        name="Key Colour",
+        description="The colour of the background",
+        subtype="COLOR_GAMMA",
+        default=(0.0, 1.0, 0.0),
+        min=0.0,
+        max=1.0,
+    )
+    matting: StringProperty(
+        name="Matting Model",
+        description="An .onnx file, or a folder with one, of a network that separates an object from its background",
+        subtype="FILE_PATH",
+        options=compat.BLEND_RELATIVE,
+    )
+    views_model: StringProperty(
+        name="Views Model",
+        description="The folder of a pipeline that makes the other views of the object; empty takes the one that comes "
+        "with the backend",
+        subtype="DIR_PATH",
+        options=compat.BLEND_RELATIVE,
+    )
+    elevation: FloatProperty(
+        name="Elevation",
+        description="The angle by which the clip's camera looks down on the object; 0 looks level",
+        subtype="ANGLE",
+        default=math.radians(20.0),
+        min=math.radians(-30.0),
+        max=math.radians(60.0),
+    )
+    stop_after_views: BoolProperty(
+        name="Stop to Look",
+        description="Stop when the other views are made and show them, before the long work begins",
     )
     template: EnumProperty(
         name="Template",
@@ -179,6 +278,10 @@ class LIM_PG_job(bpy.types.PropertyGroup):
     error_fix: StringProperty(description="The operator that mends it, or nothing")
     warning_text: StringProperty()
     note: StringProperty(description="How the last run ended, if it was cancelled")
+    waiting: BoolProperty(description="Whether the last run stopped so that its views are looked at")
+    picture: StringProperty(description="The file of the picture that is shown")
+    picture_label: StringProperty()
+    picture_icon: IntProperty()
     result: StringProperty(description="The name of the last result's object")
     summary: StringProperty()
     backend_state: StringProperty()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bpy
@@ -21,7 +21,7 @@ from mathutils import Matrix
 
 from ..lim_core import protocol, request
 from ..lim_core.errors import LimError, from_os_error
-from . import capture_scene, compat, png
+from . import capture_scene, clip_camera, compat, png, vertex_colours
 
 FRAMES = "lim_frames"
 """Custom property of a result: its frames, in the order of its shape keys after the basis."""
@@ -34,19 +34,22 @@ def write_result(
     source_objects: Sequence[bpy.types.Object] = (),
     template_object: bpy.types.Object | None = None,
     collection_name: str = "LIM",
+    on_warning: Callable[[str, str], None] = lambda code, message: None,
 ) -> bpy.types.Object:
-    """Add the job's result to the scene and return its object.
+    """Add the job's result to the scene and return its object; for a video, also the camera that filmed it.
 
     Args:
         source_objects: what was captured; the template “mesh” is looked for among them if it is not given.
         template_object: the artist's mesh, for template “mesh”: the result is a copy of it as it is at the first
             keyframe, with its UVs, materials and vertex groups.
         collection_name: made below the scene's own collection if it does not exist.
+        on_warning: receives code and sentence of what could not be shown.
     Raises:
         LimError: missing_file, bad_request, backend_crashed (a file of the result is broken), bad_template.
     """
     job = Path(job_folder)
     asked = request.read(job)
+    clip = clip_camera.read_clip(job) if asked.source == "video" else None
     arrays = read_result(job, asked)
     positions, frames = arrays["positions"], arrays["frames"]
     to_world = np.linalg.inv(np.array(asked.world_to_model, np.float64))
@@ -68,7 +71,17 @@ def write_result(
         local = (positions.astype(np.float64) @ to_local[:3, :3].T + to_local[:3, 3]).astype(np.float32)
         _add_keys(object, local, frames, made)
         object[FRAMES] = [float(frame) for frame in frames]
-        _collection(scene, collection_name, made).objects.link(object)
+        camera = None
+        if clip is not None:
+            camera, trouble = clip_camera.add_camera(scene, asked, clip, made)
+            object[clip_camera.CAMERA] = camera
+            if trouble:
+                on_warning("no_background", trouble)
+        collection = _collection(scene, collection_name, made)
+        collection.objects.link(object)
+        if camera is not None:
+            collection.objects.link(camera)
+            scene.camera = scene.camera or camera
     except BaseException:
         bpy.data.batch_remove(made)
         raise
@@ -173,7 +186,8 @@ def _new_material(name: str, texture: Path, made: list[bpy.types.ID]) -> bpy.typ
         raise _broken(f"{texture.name} is not a picture")
     image.name = name
     image.pack()
-    image.filepath_raw = f"//{name}.png"  # where unpacking would put it, not where the job lay
+    # Where unpacking would put it, not where the job lay; the USD exporter looks at the one and writes to the other.
+    image.filepath_raw = image.packed_files[0].filepath = f"//{name}.png"
     material = compat.new_material(name)
     made.append(material)
     nodes, links = material.node_tree.nodes, material.node_tree.links
@@ -328,6 +342,7 @@ def _glb(path: Path) -> set[str]:
         export_morph=True,
         export_morph_animation=True,
         export_morph_normal=False,
+        export_all_vertex_colors=False,  # glTF multiplies them with the texture, which holds the same colours
         export_frame_range=True,
         export_animation_mode="ACTIVE_ACTIONS",
     )
@@ -341,13 +356,20 @@ def _alembic(path: Path) -> set[str]:
         end=scene.frame_end,
         selected=True,
         flatten=True,
+        vcolors=True,
         as_background_job=False,
     )
 
 
 def _usd(path: Path) -> set[str]:
+    """With its image in the folder “textures” beside it (or inside it, for .usdz)."""
+    image = vertex_colours.base_image(bpy.context.object.data)
     return bpy.ops.wm.usd_export(
-        filepath=str(path), selected_objects_only=True, export_animation=True, export_shapekeys=False
+        filepath=str(path),
+        selected_objects_only=True,
+        export_animation=True,
+        export_shapekeys=False,
+        overwrite_textures=image is not None and image.packed_file is not None,  # ours, perhaps of an earlier result
     )
 
 
@@ -407,7 +429,10 @@ def _write_obj(mesh: bpy.types.Mesh, path: Path, points: np.ndarray, stem: str) 
     corners = np.empty(len(mesh.loops), np.int32)
     mesh.loops.foreach_get("vertex_index", corners)
     lines = [f"mtllib {stem}.mtl", f"o {stem}"]
-    lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in points.tolist()]
+    colours = vertex_colours.colours_of(mesh)
+    if colours is not None:  # most readers of .obj know six numbers a vertex
+        points = np.concatenate([points, colours], 1)
+    lines += ["v " + " ".join(f"{number:.7g}" for number in point) for point in points.tolist()]
     layer = mesh.uv_layers.active
     if layer:
         uvs = np.empty(len(mesh.loops) * 2, np.float32)
@@ -425,7 +450,7 @@ def _write_material(mesh: bpy.types.Mesh, beside: Path) -> list[Path]:
     """The image, if there is one, and the .mtl that names it, with the stem of `beside`."""
     written: list[Path] = []
     text = "newmtl lim\nKd 1 1 1\nKs 0 0 0\n"
-    image = _base_image(mesh)
+    image = vertex_colours.base_image(mesh)
     if image is not None:
         written.append(_write_image(image, beside))
         text += f"map_Kd {written[0].name}\n"
@@ -463,13 +488,6 @@ def _write_image(image: bpy.types.Image, beside: Path) -> Path:
     picture = beside.with_suffix(".png")
     png.write(picture, np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8))
     return picture
-
-
-def _base_image(mesh: bpy.types.Mesh) -> bpy.types.Image | None:
-    nodes = [
-        n for m in mesh.materials if m and m.node_tree for n in m.node_tree.nodes if n.bl_idname == "ShaderNodeTexImage"
-    ]
-    return next((node.image for node in nodes if node.image), None)
 
 
 EXPORTS = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
+_FAKE = _ROOT / "tests" / "plain" / "fake_backend.py"
 
 if importlib.util.find_spec("bpy") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -25,9 +27,38 @@ else:
     _headless.load_package(_ROOT)
 
     import bpy
+    from lim_for_blender import register, unregister
+    from lim_for_blender.lim_core import request
 
     @pytest.fixture
     def scene() -> bpy.types.Scene:
         """An empty scene, 24 frames a second, frames 1 to 250."""
         bpy.ops.wm.read_factory_settings(use_empty=True)
         return bpy.context.scene
+
+    @pytest.fixture
+    def small(monkeypatch):
+        """Captures of 64² pixels and the rig alone."""
+        monkeypatch.setitem(request.QUALITIES, "draft", (64, 0, 64, 500))
+
+    @pytest.fixture
+    def addon():
+        register()
+        yield
+        unregister()
+
+    @pytest.fixture
+    def fake(tmp_path):
+        """A function that gives a backend's Python which misbehaves in the given way."""
+
+        def make(mode: str) -> str:
+            folder = tmp_path / f"bäckend {mode.replace(':', '_')}"
+            folder.mkdir(exist_ok=True)
+            python = folder / "python"
+            python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{_FAKE}" {mode} "$@"\n', encoding="utf-8")
+            python.chmod(0o755)
+            return str(python)
+
+        if os.name == "nt":
+            pytest.skip("the fake backend is a shell script")
+        return make

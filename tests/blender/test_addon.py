@@ -26,25 +26,14 @@ from lim_for_blender.blender_addon import (
     properties,
     worker,
 )
-from lim_for_blender.lim_core import protocol, request
+from lim_for_blender.lim_core import protocol
 from lim_for_blender.lim_core.errors import Cancelled, LimError
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ROOT / "tests" / "plain" / "fake_backend.py"
 HEADLESS = ROOT / "blender_addon" / "headless.py"
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Captures of 64² pixels and the rig alone: these tests are not about pictures."""
-    monkeypatch.setitem(request.QUALITIES, "draft", (64, 0, 64, 500))
-
-
-@pytest.fixture
-def addon():
-    register()
-    yield
-    unregister()
+pytestmark = pytest.mark.usefixtures("small")  # these tests are not about pictures
 
 
 @pytest.fixture
@@ -59,23 +48,6 @@ def cube(scene) -> bpy.types.Object:
     scene.frame_end = 24
     scene.frame_set(5)
     return cube
-
-
-@pytest.fixture
-def fake(tmp_path):
-    """A function that gives a backend's Python which misbehaves in the given way."""
-
-    def make(mode: str) -> str:
-        folder = tmp_path / f"bäckend {mode.replace(':', '_')}"
-        folder.mkdir(exist_ok=True)
-        python = folder / "python"
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" {mode} "$@"\n', encoding="utf-8")
-        python.chmod(0o755)
-        return str(python)
-
-    if os.name == "nt":
-        pytest.skip("the fake backend is a shell script")
-    return make
 
 
 @pytest.fixture
@@ -148,7 +120,7 @@ def test_every_operator_of_the_list_exists_and_has_a_sentence(addon):
 def test_every_poll_runs_without_a_window(addon, scene):
     for name in ids.OPERATORS:
         assert getattr(bpy.ops.lim, name.partition(".")[2]).poll() in (True, False)
-    for cls in (bpy.types.LIM_PT_main, bpy.types.LIM_PT_result, bpy.types.LIM_PT_details):
+    for cls in (bpy.types.LIM_PT_main, bpy.types.LIM_PT_picture, bpy.types.LIM_PT_result, bpy.types.LIM_PT_details):
         assert not hasattr(cls, "poll") or cls.poll(bpy.context) in (True, False)
 
 
@@ -526,6 +498,37 @@ def test_a_capture_is_used_again_only_while_its_file_is_the_same(scene, settings
     (folder / protocol.TEMPLATE_FILE).write_bytes(b"")
     assert "capture" in stages(own), "the template is empty"
     assert "capture" in stages(settings()), "nobody vouches for the scene"
+
+
+def test_the_panel_captures_an_unchanged_file_once(addon, cube, scene, fake, monkeypatch, tmp_path):
+    """What a window does with a saved file; here, where there is none, every file counts as changed."""
+    monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
+    path = str(tmp_path / "scene.blend")
+    bpy.ops.wm.save_as_mainfile(filepath=path)
+    scene = bpy.context.scene
+    assert operators._saved_file() == "" and operators.settings_from(bpy.context).unchanged_file == ""
+    scene.lim.quality, captures = "draft", []
+    inner = jobs.capture_into
+    monkeypatch.setattr(jobs, "capture_into", lambda *given, **named: captures.append(1) or inner(*given, **named))
+
+    def generate(mode: str, file: str) -> int:
+        monkeypatch.setattr(operators, "_saved_file", lambda: file)
+        monkeypatch.setattr(preferences, "backend_python", lambda: fake(mode))
+        try:
+            bpy.ops.lim.generate()
+        except RuntimeError:
+            assert mode != "good"
+        return len(captures)
+
+    assert generate("crash_midway", path) == 1 and generate("good", path) == 1, "it goes on after the capture"
+    assert generate("good", "") == 2, "now it has changed"
+
+
+def test_poses_are_captured_at_the_frame_that_is_shown(scene, settings, tmp_path):
+    asked = settings(unchanged_file=str(tmp_path / "x.blend"), source="poses")
+    first = jobs.fingerprint_of(scene, asked)
+    scene.frame_set(9)
+    assert jobs.fingerprint_of(scene, asked) != first
 
 
 @pytest.mark.parametrize("mode", ["bad_capture", "missing_file", "bad_template"])

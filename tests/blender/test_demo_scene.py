@@ -6,7 +6,7 @@ from __future__ import annotations
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, demo_scene, png, render_preview, shape_keys
+from lim_for_blender.blender_addon import capture_scene, demo_scene, png, render_preview, shape_keys, vertex_colours
 from lim_for_blender.lim_core import protocol, request
 from lim_for_blender.lim_core.errors import Cancelled
 
@@ -26,7 +26,7 @@ def test_the_dinosaur_is_one_textured_mesh_that_moves(scene):
     assert dino.parent.type == "ARMATURE" and len(dino.vertex_groups) == 15
     weights = [sum(g.weight for g in v.groups) for v in mesh.vertices]
     assert min(weights) > 0.9 and max(weights) < 1.1
-    image = shape_keys._base_image(mesh)
+    image = vertex_colours.base_image(mesh)
     assert image.packed_file
     pixels = np.array(image.pixels[:]).reshape(-1, 4)[:, :3]
     assert len(np.unique((pixels * 8).astype(int), axis=0)) > 30, "the texture has many colours"

@@ -9,9 +9,10 @@ import struct
 from pathlib import Path
 
 import bpy
+import mathutils
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, compat, png, shape_keys
+from lim_for_blender.blender_addon import capture_scene, compat, exr, png, shape_keys, vertex_colours
 from lim_for_blender.lim_core import protocol, request
 from lim_for_blender.lim_core.errors import LimError
 
@@ -124,7 +125,7 @@ def test_mesh_material_and_place(scene, tmp_path):
     uvs = np.array([d.vector[:] for d in mesh.uv_layers[0].uv], np.float32).reshape(-1, 3, 2)
     assert np.allclose(uvs, arrays["loop_uvs"])
     (material,) = mesh.materials
-    image = shape_keys._base_image(mesh)
+    image = vertex_colours.base_image(mesh)
     assert image.packed_file and str(tmp_path) not in image.filepath
     assert material.node_tree.get_output_node("CYCLES").inputs["Surface"].is_linked
 
@@ -156,7 +157,7 @@ def test_it_survives_saving_and_opening(scene, tmp_path):
     for index, frame in enumerate(asked.frames()):
         error = np.abs(world_positions(scene, object, frame) - expected_positions(arrays, TO_MODEL, index)).max()
         assert error < 4e-5
-    assert shape_keys._base_image(object.data).has_data or shape_keys._base_image(object.data).packed_file
+    assert vertex_colours.base_image(object.data).has_data or vertex_colours.base_image(object.data).packed_file
 
 
 # ---- the artist's own mesh -----------------------------------------------------------------------------------------
@@ -386,7 +387,39 @@ def test_glb_comes_back_with_every_target(scene, tmp_path, result):
         assert apart.min(0).max() < 1e-3 and apart.min(1).max() < 1e-3
 
 
-@pytest.mark.parametrize("suffix", [".abc", ".usdc"])
+def uvs_of(mesh) -> np.ndarray:
+    """Where each face's corners lie in the texture, faces and corners in an order of their own: [F, 6], sorted."""
+    flat = np.empty(len(mesh.loops) * 2, np.float32)
+    mesh.uv_layers.active.uv.foreach_get("vector", flat)
+    corners = flat.reshape(-1, 3, 2)
+    lowest = np.lexsort((corners[..., 1], corners[..., 0]))[:, 0]
+    turned = np.stack([np.roll(face, -start, 0) for face, start in zip(corners, lowest)]).reshape(-1, 6)
+    return turned[np.lexsort(turned.T[::-1])]
+
+
+def pixels_of(image) -> np.ndarray:
+    return np.array(image.pixels[:]).reshape(image.size[1], image.size[0], -1)[..., :3]
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".usd", ".usdz"])
+def test_uvs_and_texture_come_back(scene, tmp_path, result, suffix):
+    object = result[0]
+    shape_keys.export(object, tmp_path / f"x{suffix}")  # of an earlier result, with another texture
+    png.write(tmp_path / "job" / protocol.TEXTURE_FILE, np.full((8, 8, 3), (1, 2, 3), np.uint8))
+    bpy.data.objects.remove(object)
+    bpy.data.images.remove(bpy.data.images["creature"])
+    object = shape_keys.write_result(scene, tmp_path / "job")
+    uvs, pixels = uvs_of(object.data), pixels_of(vertex_colours.base_image(object.data))
+    file = next(f for f in shape_keys.export(object, tmp_path / f"x{suffix}") if f.suffix == suffix)
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    importers = {".glb": bpy.ops.import_scene.gltf, ".obj": bpy.ops.wm.obj_import}
+    importers.get(suffix, bpy.ops.wm.usd_import)(filepath=str(file))
+    back = next(o for o in bpy.data.objects if o.type == "MESH")
+    assert np.abs(uvs_of(back.data) - uvs).max() < 1e-4
+    assert np.abs(pixels_of(vertex_colours.base_image(back.data)) - pixels).max() < 1e-6
+
+
+@pytest.mark.parametrize("suffix", [".abc", ".usd", ".usda", ".usdc", ".usdz"])
 def test_caches_come_back(scene, tmp_path, result, suffix):
     object, arrays = result
     exporter = "alembic_export" if suffix == ".abc" else "usd_export"
@@ -405,6 +438,127 @@ def test_caches_come_back(scene, tmp_path, result, suffix):
     for index, frame in enumerate((1, 2, 3, 4, 5)):
         points = world_positions(bpy.context.scene, back, frame)
         assert np.abs(points - expected_positions(arrays, TO_MODEL, index)).max() < 1e-4
+
+
+def test_shape_keys_blur_in_motion(scene, tmp_path):
+    """The vector pass knows how far each pixel goes: what a render's motion blur is made from."""
+    asked, arrays = fake_job(tmp_path, keyframes=(1.0, 3.0))
+    path = np.arange(3.0)[:, None, None] * (0.05, 0, 0)  # model units a frame, along x
+    arrays["positions"] = (arrays["positions"][:1] + path).astype(np.float32)
+    save(tmp_path, asked, arrays)
+    object = shape_keys.write_result(scene, tmp_path)
+    bpy.ops.object.camera_add(location=object.location + mathutils.Vector((0, 0, 30)))
+    scene.camera = bpy.context.object
+    scene.camera.data.type, scene.camera.data.ortho_scale = "ORTHO", 8.0
+    scene.render.engine, scene.cycles.samples = "CYCLES", 1
+    scene.render.resolution_x = scene.render.resolution_y = 32
+    scene.view_layers[0].use_pass_vector = True
+    compat.set_multilayer_exr(scene.render.image_settings)
+    scene.render.filepath = str(tmp_path / "moving.exr")
+    scene.frame_set(2)
+    with compat.quiet_output():
+        bpy.ops.render.render(write_still=True)
+    channels = exr.read(tmp_path / "moving.exr")
+    moved = {name[-1]: values for name, values in channels.items() if ".Vector." in f".{name}"}
+    pixels = 0.05 / TO_MODEL[0, 0] * 32 / 8.0
+    solid = moved["X"] != 0
+    assert solid.mean() > 0.05 and np.abs(np.abs(moved["X"][solid]) - pixels).max() < 0.02
+    assert np.abs(moved["Y"]).max() < 0.02
+
+
+# ---- vertex colours ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coloured(result):
+    """The result with a texture that is red from left to right and green from bottom to top, in sRGB."""
+    ramp = np.linspace(0, 1, 64)
+    pixels = np.stack([*np.meshgrid(ramp, ramp), np.full((64, 64), 0.5), np.ones((64, 64))], -1)
+    image = bpy.data.images.new("ramp", 64, 64)
+    image.pixels.foreach_set(pixels.astype(np.float32).ravel())
+    object = result[0]
+    node = next(n for n in object.data.materials[0].node_tree.nodes if n.bl_idname == "ShaderNodeTexImage")
+    node.image = image
+    return object
+
+
+def srgb_of(mesh) -> np.ndarray:
+    """[V, 3] of the active colour attribute."""
+    attribute = mesh.color_attributes[mesh.color_attributes.active_color_index]
+    flat = np.empty(len(attribute.data) * 4, np.float32)
+    attribute.data.foreach_get("color_srgb", flat)
+    colours = flat.reshape(-1, 4)[:, :3]
+    if attribute.domain == "POINT":
+        return colours
+    corners = np.empty(len(mesh.loops), np.int32)
+    mesh.loops.foreach_get("vertex_index", corners)
+    return np.stack([colours[corners == vertex].mean(0) for vertex in range(len(mesh.vertices))])
+
+
+def expected_colours(mesh) -> np.ndarray:
+    """[V, 3]: the mean, in linear light, of the ramp at every corner of the vertex."""
+    uvs, corners = np.empty(len(mesh.loops) * 2, np.float32), np.empty(len(mesh.loops), np.int32)
+    mesh.uv_layers.active.uv.foreach_get("vector", uvs)
+    mesh.loops.foreach_get("vertex_index", corners)
+    at = np.clip((uvs.reshape(-1, 2) * 64 - 0.5) / 63, 0, 1)
+    linear = png.decode_srgb(np.stack([at[:, 0], at[:, 1], np.full(len(at), 0.5)], 1))
+    return png.encode_srgb(np.stack([linear[corners == v].mean(0) for v in range(len(mesh.vertices))]))
+
+
+def inside(mesh) -> None:
+    """Keep the UVs off the picture's edge, where it would repeat."""
+    uvs = np.empty(len(mesh.loops) * 2, np.float32)
+    mesh.uv_layers.active.uv.foreach_get("vector", uvs)
+    mesh.uv_layers.active.uv.foreach_set("vector", 0.05 + 0.9 * uvs)
+
+
+def test_vertex_colours_are_the_textures(scene, coloured):
+    mesh = coloured.data
+    inside(mesh)
+    for _ in range(2):
+        attribute = vertex_colours.bake(coloured)
+        assert attribute.name == "Color" and [a.name for a in mesh.color_attributes] == ["Color"]
+        assert np.abs(srgb_of(mesh) - expected_colours(mesh)).max() < 0.01
+    assert len(mesh.shape_keys.key_blocks) == 6, "the keys stay"
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".pc2", ".abc", ".usd", ".glb"])
+def test_vertex_colours_are_exported(scene, tmp_path, coloured, suffix):
+    inside(coloured.data)
+    vertex_colours.bake(coloured)
+    wanted = srgb_of(coloured.data)
+    files = shape_keys.export(coloured, tmp_path / f"x{suffix}")
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    if suffix == ".glb":
+        bpy.ops.import_scene.gltf(filepath=str(files[0]))
+    elif suffix in (".abc", ".usd"):
+        (bpy.ops.wm.alembic_import if suffix == ".abc" else bpy.ops.wm.usd_import)(filepath=str(files[0]))
+    else:
+        bpy.ops.wm.obj_import(filepath=str(next(f for f in files if f.suffix == ".obj")))
+    back = next(o for o in bpy.data.objects if o.type == "MESH")
+    mesh = back.evaluated_get(bpy.context.evaluated_depsgraph_get()).data  # a cache's colours come with its modifier
+    if suffix == ".glb":
+        assert not mesh.color_attributes, "glTF would multiply them with the texture"
+    else:
+        assert np.abs(srgb_of(mesh) - wanted).max() < 0.01
+
+
+def test_without_a_texture_there_are_no_vertex_colours(scene, coloured):
+    coloured.data.materials.clear()
+    with pytest.raises(LimError, match="no texture"):
+        vertex_colours.bake(coloured)
+    assert not coloured.data.color_attributes
+
+
+def test_samples_lie_between_the_pixels():
+    pixels = np.arange(12.0).reshape(3, 4, 1)
+    assert vertex_colours.sample(
+        pixels, np.array([[0.5 / 4, 0.5 / 3], [1 / 4, 0.5 / 3], [0.5 / 4, 1 / 3]])
+    ).ravel().tolist() == [0, 0.5, 2]
+    assert vertex_colours.sample(pixels, np.array([[1.0 + 1.5 / 4, 0.5 / 3], [0.0, 0.5 / 3]])).ravel().tolist() == [
+        1,
+        1.5,
+    ]
 
 
 def z_up(points: np.ndarray) -> np.ndarray:

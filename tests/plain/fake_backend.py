@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A backend that computes nothing and misbehaves on demand: `python fake_backend.py MODE … run JOB --follow-stdin`.
 
-MODE is the name of a function below, or `good[:SECONDS]`: a valid result of a wobbling grid (or of the captured template).
+MODE is the name of a function below, or `good[:SECONDS]`: a valid result of a wobbling grid (or of the captured template),
+for a video with all that belongs to its clip.
 """
 
 from __future__ import annotations
@@ -133,6 +134,16 @@ def bad_template(job: Path) -> None:
     say("error", code="bad_template", message="The file template.npz is damaged.", hint="Capture again.")
 
 
+def bad_video(job: Path) -> None:
+    hello()
+    say("error", code="bad_video", message="The clip “x.mp4” cannot be decoded.", hint="Convert it to another format.")
+
+
+def no_clip_file(job: Path) -> None:
+    """A result of a video without what its camera is made from."""
+    good(job, clip=False)
+
+
 def unknown_code(job: Path) -> None:
     hello()
     say("error", code="who_knows", message="Something of a newer kind.", hint="")
@@ -202,20 +213,29 @@ def talks_without_end(job: Path) -> None:
 
 
 # ---- ways to behave --------------------------------------------------------------------------------------------------
-def good(job: Path, seconds: float = 0.0) -> None:
+def good(job: Path, seconds: float = 0.0, clip: bool = True) -> None:
     """Stages and progress over some seconds, listening for a cancel, then a valid result."""
     hello()
     asked = threading.Event()
     if "--follow-stdin" in sys.argv:
         threading.Thread(target=_listen, args=(asked,), daemon=True).start()
-    for index, stage in enumerate(protocol.STAGES):
-        say("stage", stage=stage, index=index, count=len(protocol.STAGES))
-        progress((index + 0.5) / len(protocol.STAGES), stage)
-        if asked.wait(seconds / len(protocol.STAGES)):
+    stages = dict(protocol.STAGES)
+    if request.read(job).source == "video":
+        stages = {**protocol.VIDEO_STAGES, **stages}
+    for index, stage in enumerate(stages):
+        say("stage", stage=stage, index=index, count=len(stages))
+        progress((index + 0.5) / len(stages), stage)
+        if asked.wait(seconds / len(stages)):
             say("cancelled")
             return
+        if stage == "import":
+            import_clip(job)
+        elif stage == "views":
+            make_views(job)
     say("warning", code="weak_matches", message="Half of the vertices had no match.", hint="Add a keyframe.")
     write_result(job)
+    if not clip:
+        (job / protocol.CLIP_FILE).unlink()
     say("result", path=protocol.RESULT_FILE, seconds=0.5)
 
 
@@ -227,6 +247,58 @@ def _listen(asked: threading.Event) -> None:
     if heard:
         assert protocol.decode_command(heard)["command"] == "cancel"
     asked.set()
+
+
+CLIP_SIZE = (64, 48)
+CLIP_FRAMES = 9
+CLIP_CROP = (20, -2, 44)
+"""x, y and side of the square that holds the object: not in the middle, and partly outside."""
+
+
+def import_clip(job: Path) -> None:
+    """What the import of a clip leaves: a film of nine frames, or as many as there are pictures."""
+    import numpy as np
+
+    from lim_core import cameras
+
+    wanted = request.read(job)
+    path = Path(wanted.video)
+    folder = path if path.is_dir() else path.parent if path.suffix == ".png" else None
+    files = sorted(found.name for found in folder.glob("*.png")) if folder else []
+    count = len(files) or CLIP_FRAMES
+    last = min(wanted.video_last or count, count)
+    step = wanted.video_step or 4
+    frames = range(wanted.video_first, last + 1, step)
+    to_world, intrinsics = cameras.job_cameras(CLIP_CROP[2], 4, 4)
+    intrinsics = intrinsics[0].copy()
+    intrinsics[:2, 2] += CLIP_CROP[:2]
+    clip = {
+        "path": str(path), "files": files, "folder": str(folder or ""), "resolution": CLIP_SIZE, "rotation": 0,
+        "pixel_aspect": 1.0, "fps": wanted.video_fps or 30000 / 1001, "first": wanted.video_first, "last": last,
+        "count": count, "frame_start": wanted.video_start - (wanted.video_first - 1), "step": step,
+        "keyframes": [wanted.video_start + frame - wanted.video_first for frame in frames], "inbetweens": step - 1,
+        "camera_to_world": to_world[0].tolist(), "intrinsics": intrinsics.tolist(), "crop": CLIP_CROP,
+        "foreground": "alpha",
+    }  # fmt: skip
+    (job / protocol.CLIP_FILE).parent.mkdir(exist_ok=True)
+    (job / protocol.CLIP_FILE).write_text(json.dumps(clip), encoding="utf-8")
+    _preview(job, protocol.CLIP_PREVIEW, np.full((8, 8 * len(frames), 3), 200, np.uint8), "the object in the clip")
+
+
+def make_views(job: Path) -> None:
+    """The sheet of generated views: a row of squares per view, a column per keyframe, redder from column to column."""
+    import numpy as np
+
+    columns = len(request.read(job).keyframes)
+    sheet = np.zeros((4 * 8, columns * 8, 3), np.uint8)
+    sheet[..., 0] = np.repeat(np.linspace(0, 255, columns), 8)
+    _preview(job, protocol.VIEWS_PREVIEW, sheet, "generated views")
+
+
+def _preview(job: Path, name: str, image, label: str) -> None:
+    (job / protocol.PREVIEW_FOLDER).mkdir(exist_ok=True)
+    _write_png(job / name, image)
+    say("preview", path=name, label=label)
 
 
 def write_result(job: Path) -> None:
