@@ -91,6 +91,12 @@ class Arap:
         rotated = self._rotate_edges(self._rotations(edges), self.rest_edges)
         return self.weights * ((edges - rotated) ** 2).sum(1)
 
+    def stretch(self, positions: np.ndarray) -> float:
+        """Mean share of their length by which the edges at positions [V, 3] are not the rest shape's, turned; at most 1
+        each."""
+        edges = self._difference @ self._welded(positions)
+        return _mean_stretch(edges - self._rotate_edges(self._rotations(edges), self.rest_edges), self.rest_edges)
+
     def _rotate_edges(self, rotations: np.ndarray, edges: np.ndarray) -> np.ndarray:
         mean = 0.5 * (rotations[self.edges[:, 0]] + rotations[self.edges[:, 1]])
         return np.einsum("eij,ej->ei", mean, edges)
@@ -198,24 +204,26 @@ class Arap:
         return self._poisson_factor
 
     def _unwind(self, vectors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-        """Choose for every vertex the logarithm (θ or θ − 2π about the axis) nearest to its neighbours'."""
+        """Choose for every vertex the logarithm (θ or θ − 2π about the axis) nearest to its neighbour's.
+
+        Neighbours are asked along the tree over which the rotation changes least: a part that makes half a turn is entered
+        once, and turns one way.
+        """
         angle = np.linalg.norm(vectors, axis=1)
         if angle.max() < 2.5:  # nobody is near the half turn, where the choice matters
             return vectors
-        sequence, parent = csgraph.breadth_first_order(self._graph(), int(np.argmin(angle)), directed=False)
+        one, two = (rotations[self.edges[:, i]] for i in (0, 1))
+        change = 3.0 + 1e-6 - np.einsum("eij,eij->e", one, two)
+        graph = sparse.csr_matrix((np.maximum(change, 1e-9), tuple(self.edges.T)), (self.size, self.size))
+        tree = csgraph.minimum_spanning_tree(graph)
+        sequence, parent = csgraph.breadth_first_order(tree, int(np.argmin(angle)), directed=False)
         axis = vectors / np.maximum(angle, 1e-9)[:, None]
         vectors = vectors.copy()
         for vertex in sequence[1:]:
             reference = vectors[parent[vertex]]
             turns = np.round((axis[vertex] @ reference - angle[vertex]) / (2 * np.pi))
-            turns = np.clip(turns, -1, 1)
-            vectors[vertex] = axis[vertex] * (angle[vertex] + 2 * np.pi * turns)
+            vectors[vertex] = axis[vertex] * (angle[vertex] + 2 * np.pi * np.clip(turns, -1, 1))
         return vectors
-
-    def _graph(self) -> sparse.csr_matrix:
-        return sparse.csr_matrix(
-            (np.ones(len(self.edges)), (self.edges[:, 0], self.edges[:, 1])), (self.size, self.size)
-        )
 
 
 class Coarse:
@@ -297,12 +305,12 @@ class Coarse:
         """Vertices [V, 3] that node positions [N, 3] give."""
         return self.skin @ nodes + self._turned(self.rotations(nodes))
 
-    def energy(self, nodes: np.ndarray) -> float:
-        """Mean squared deviation of the nodes' edges from rigid ones, relative to their mean squared length."""
+    def stretch(self, nodes: np.ndarray) -> float:
+        """As `Arap.stretch`, of node positions [N, 3]."""
         rotations = self.rotations(nodes)
         mean = 0.5 * (rotations[self.edges[:, 0]] + rotations[self.edges[:, 1]])
         off = self._difference @ nodes - np.einsum("eij,ej->ei", mean, self._rest_edges)
-        return float((self.weights * (off**2).sum(1)).sum() / (self.weights * (self._rest_edges**2).sum(1)).sum())
+        return _mean_stretch(off, self._rest_edges)
 
     def solve(
         self,
@@ -330,6 +338,11 @@ class Coarse:
             right += weighted.T @ (np.where(weights[:, None] > 0, targets, 0.0) - self._turned(rotations))
             nodes = linalg.cho_solve(factor, right + 1e-6 * stiffness * nodes, check_finite=False)
         return nodes
+
+
+def _mean_stretch(off: np.ndarray, rest_edges: np.ndarray) -> float:
+    length = np.linalg.norm(rest_edges, axis=1)
+    return float(np.minimum(np.linalg.norm(off, axis=1) / np.maximum(length, 1e-12), 1.0).mean())
 
 
 def _owners(graph: sparse.csr_matrix, seeds: np.ndarray) -> np.ndarray:

@@ -3,14 +3,14 @@
 
     T_k, F_k = LRM(I_k, Π)                                       reconstruct
     T̂_{k+α} = LIM(F_k, I_{k+1}, α)                               interpolate
+    template: fused depth of one keyframe, a triplane, or the artist's own mesh      surface
     Ω_k     = the positions that keyframe k's depth shows        canonical
     T̄̂_{k+α} = LIM̄(LRM̄(Ω_k), I_k, I_{k+1}, α)
-    template: fused depth of keyframe 0, its triplane, or the artist's own mesh      surface
     vertices → nearest canonical coordinate, with ARAP, chained over the keyframes   trace
     keyframes pulled onto the captured depth, in-betweens keep the networks' motion  fit
     one UV set, one image from all captured views                                    texture
 
-Canonical coordinates are re-anchored at every keyframe: in each interval they are the positions at the interval's own first
+The template's own keyframe is `home`; from there the mesh is carried outwards, to later and to earlier keyframes. Canonical coordinates are re-anchored at every keyframe: in each interval they are the positions at the interval's own first
 keyframe, so that errors do not add up in what the networks are shown. Every stage is kept in `state/` under the hash of
 all that it depends on, the code included; a repeated run redoes only what changed. Triplanes are made one at a time and not
 kept: with the number of in-betweens grow only the vertices and the points that they are matched to.
@@ -21,14 +21,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import cameras, checkpoint, fit, protocol, result, surface, texture, trace, triplane
+from . import between, cameras, checkpoint, fit, protocol, result, surface, texture, trace, triplane
 from . import capture as captures
-from .arap import Arap, Coarse
+from .arap import Arap
 from .capture import Capture
 from .errors import LimError
 from .images import pixel_rays
@@ -42,7 +43,7 @@ TEMPLATE_GRID = 128  # of a template taken from the triplane
 PREVIEW_VIEWS = 2
 MADE_UP = 0.05  # what a generated view counts in the texture against the clip itself
 SHARES = {  # of the time of a typical job on a CPU, for the progress bar
-    "reconstruct": 0.04, "interpolate": 0.12, "canonical": 0.1, "surface": 0.12, "trace": 0.12, "fit": 0.35, "texture": 0.15,
+    "reconstruct": 0.04, "interpolate": 0.12, "surface": 0.12, "canonical": 0.1, "trace": 0.12, "fit": 0.35, "texture": 0.15,
 }  # fmt: skip
 
 
@@ -78,8 +79,8 @@ def key_of(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -> None:
-    """Compute a job folder's result.
+def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -> dict[str, dict[str, np.ndarray]]:
+    """Compute a job folder's result; returns what every stage left, as in `state/`.
 
     Raises:
         LimError: whatever an artist can do something about; Cancelled between two steps.
@@ -105,10 +106,10 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     keys: dict[str, str] = {}
     keys["reconstruct"] = key_of(shown, weights["lrm"])
     keys["interpolate"] = key_of(keys["reconstruct"], weights["lim"], times)
-    keys["canonical"] = key_of(shown, weights["lrm"], weights["lrm-xyz"], weights["lim-xyz"], times)
     keys["surface"] = key_of(
         shown, request.template, request.template_faces, "" if request.has_depth else keys["reconstruct"]
     )
+    keys["canonical"] = key_of(keys["surface"], weights["lrm"], weights["lrm-xyz"], weights["lim-xyz"], times)
     keys["trace"] = key_of(keys["canonical"], keys["surface"], request.smoothness)
     keys["fit"] = key_of(keys["trace"], request.fit)
     keys["texture"] = key_of(keys["fit"], request.texture_size)
@@ -116,8 +117,10 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     functions = {
         "reconstruct": lambda found: reconstruct(capture, folders, device, reporter),
         "interpolate": lambda found: interpolate(job, request, capture, folders, device, reporter),
-        "canonical": lambda found: canonical(request, capture, found["reconstruct"], folders, device, reporter),
         "surface": lambda found: template_mesh(job, request, capture, found["reconstruct"], folders, device, reporter),
+        "canonical": lambda found: canonical(
+            request, capture, found["reconstruct"], int(found["surface"]["home"]), folders, device, reporter
+        ),
         "trace": lambda found: trace_template(request, found["surface"], found["canonical"], reporter),
         "fit": lambda found: fit_capture(
             request, capture, found["surface"], found["canonical"], found["trace"], reporter
@@ -139,8 +142,9 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
             arrays = None  # its pictures are the result, and someone has deleted them
         if arrays is None:
             arrays = functions[stage](found)
-            state.keep(stage, keys[stage], arrays)
             state.seconds[stage] = time.monotonic() - started
+            arrays["seconds"] = np.array(state.seconds[stage])
+            state.keep(stage, keys[stage], arrays)
         found[stage] = arrays
         begins += SHARES[stage]
     reporter.progress(1.0)
@@ -161,6 +165,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         "seconds": {**reporter.seconds, **seconds},
         "warnings": warnings,
         "template": request.template,
+        "template_frame": request.keyframes[int(found["surface"]["home"])],
         "vertices": int(found["fit"]["positions"].shape[1]),
         "faces": int(len(found["surface"]["faces"])),
         "metrics": {
@@ -181,6 +186,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         arrays["loop_uvs"] = found["texture"]["loop_uvs"]
         image = found["texture"]["image"]
     result.write(job, summary, image, **arrays)
+    return found
 
 
 def _weights_key(folder: Path, network: str) -> str:
@@ -214,25 +220,31 @@ def reconstruct(capture: Capture, folders, device, reporter: Reporter) -> dict[s
 
 
 @torch.no_grad()
-def interpolate(job: Path, request: Request, capture: Capture, folders, device, reporter: Reporter):
-    """T̂ at every frame, rendered: previews/triplane_fNNN_vVV.png. The triplanes themselves are not kept."""
-    lrm = checkpoint.load(folders["lrm"], "lrm", device)
-    lim = checkpoint.load(folders["lim"], "lim", device)
+def interpolated(request: Request, capture: Capture, lrm, lim, device) -> Iterator[torch.Tensor]:
+    """T̂ [1, 3, C, R, R] at every frame: the keyframes as LRM sees them, between them LIM's."""
     size = lrm.config.image_size
-    intervals = request.intervals()
-    features = conditions = pair = None
-    for index, (k, alpha) in enumerate(intervals):
+    features = conditions = pair = start = None
+    for k, alpha in request.intervals():
         if pair != k:
             start, features = lrm(capture.network_views(k, size, device))
             conditions = lim.condition(capture.network_views(k + 1, size, device))
             pair = k
         if alpha == 0:
-            planes = start
+            yield start
         elif alpha == 1:
-            planes = lrm(capture.network_views(k + 1, size, device))[0]
+            yield lrm(capture.network_views(k + 1, size, device))[0]
         else:
-            planes = lim(features, conditions, torch.tensor([alpha], device=device))[0]
-        pixels = 2 * size
+            yield lim(features, conditions, torch.tensor([alpha], device=device))[0]
+
+
+@torch.no_grad()
+def interpolate(job: Path, request: Request, capture: Capture, folders, device, reporter: Reporter):
+    """T̂ at every frame, rendered: previews/triplane_fNNN_vVV.png. The triplanes themselves are not kept."""
+    lrm = checkpoint.load(folders["lrm"], "lrm", device)
+    lim = checkpoint.load(folders["lim"], "lim", device)
+    frames = request.frames()
+    pixels = 2 * lrm.config.image_size
+    for index, planes in enumerate(interpolated(request, capture, lrm, lim, device)):
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             reporter.check()
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
@@ -243,58 +255,64 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
             name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
             if view == 0:
-                reporter.event("preview", path=name, label=f"frame {request.frames()[index]:g}")
-        reporter.progress((index + 1) / len(intervals))
-    return {"frames": np.array(request.frames())}
+                reporter.event("preview", path=name, label=f"frame {frames[index]:g}")
+        reporter.progress((index + 1) / len(frames))
+    return {"frames": np.array(frames)}
 
 
 @torch.no_grad()
-def canonical(request: Request, capture: Capture, reconstruction, folders, device, reporter: Reporter):
-    """Surfaces labelled with canonical coordinates, for every interval at α = 0 and at each of its frames.
+def labelled_surface(decoder, planes: torch.Tensor, device) -> tuple[np.ndarray, np.ndarray]:
+    """The isosurface of a triplane: vertices float32 [S, 3] and the decoder's content there [S, 3]; empty where the
+    network sees none."""
+    grid = triplane.density_grid(decoder, planes, SURFACE_GRID)
+    try:
+        vertices, _ = surface.marching_cubes(grid.cpu().numpy(), SURFACE_LEVEL)
+    except LimError:
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)
+    content = decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
+    return vertices.astype(np.float32), content.astype(np.float32)
+
+
+@torch.no_grad()
+def canonical(request: Request, capture: Capture, reconstruction, home: int, folders, device, reporter: Reporter):
+    """Surfaces labelled with canonical coordinates, for every interval, from its end nearer to keyframe `home` outwards.
 
     `points` and `canonical` float32 [S, 3] of all of them, one after the other; `start` int64 [entries + 1]; `interval` and
-    `alpha` [entries]. An entry may be empty where the networks see no surface.
+    `alpha` [entries], α = 0 at the end that the interval is traced from. An entry may be empty where the networks see no
+    surface.
     """
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     twin = checkpoint.load(folders["lrm-xyz"], "lrm-xyz", device)
     lim = checkpoint.load(folders["lim-xyz"], "lim-xyz", device)
     size = lrm.config.image_size
-    entries = [(k, alpha) for k in range(len(request.keyframes) - 1) for alpha in interval_alphas(request)]
+    alphas = interval_alphas(request)
+    intervals = range(len(request.keyframes) - 1)
     points, labels, start = [], [], [0]
-    pair = None
-    for index, (k, alpha) in enumerate(entries):
-        if pair != k:
-            now, then = (capture.network_views(i, size, device) for i in (k, k + 1))
-            omega = (
-                now.with_content(now.position)
-                if capture.depth_planar is not None
-                else _rendered_positions(
-                    lrm, torch.from_numpy(reconstruction["triplanes"][k]).float().to(device)[None], now
-                )
+    for k in intervals:
+        source, target = (k, k + 1) if k >= home else (k + 1, k)
+        now, then = (capture.network_views(i, size, device) for i in (source, target))
+        omega = (
+            now.with_content(now.position)
+            if capture.depth_planar is not None
+            else _rendered_positions(
+                lrm, torch.from_numpy(reconstruction["triplanes"][source]).float().to(device)[None], now
             )
-            _, features = twin(omega)
-            condition = lim.condition(then, now)
-            pair = k
-        planes, _ = lim(features, condition, torch.tensor([alpha], device=device))
-        grid = triplane.density_grid(twin.decoder, planes, SURFACE_GRID)
-        try:
-            vertices, _ = surface.marching_cubes(grid.cpu().numpy(), SURFACE_LEVEL)
-        except LimError:
-            vertices = np.zeros((0, 3), np.float32)
-        points.append(vertices)
-        if len(vertices):
-            label = twin.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
-        else:
-            label = vertices
-        labels.append(label.astype(np.float32))
-        start.append(start[-1] + len(vertices))
-        reporter.progress((index + 1) / len(entries))
+        )
+        _, features = twin(omega)
+        condition = lim.condition(then, now)
+        for alpha in alphas:
+            planes, _ = lim(features, condition, torch.tensor([alpha], device=device))
+            vertices, label = labelled_surface(twin.decoder, planes, device)
+            points.append(vertices)
+            labels.append(label)
+            start.append(start[-1] + len(vertices))
+            reporter.progress(len(points) / (len(intervals) * len(alphas)))
     return {
-        "points": np.concatenate(points).astype(np.float32),
+        "points": np.concatenate(points),
         "canonical": np.concatenate(labels),
         "start": np.array(start, np.int64),
-        "interval": np.array([k for k, _ in entries]),
-        "alpha": np.array([alpha for _, alpha in entries]),
+        "interval": np.repeat(intervals, len(alphas)),
+        "alpha": np.tile(alphas, len(intervals)),
     }
 
 
@@ -321,13 +339,20 @@ def interval_alphas(request: Request) -> list[float]:
 
 
 def template_mesh(job: Path, request: Request, capture: Capture, reconstruction, folders, device, reporter: Reporter):
-    """`vertices` float32 [V, 3] at the first keyframe, `faces` int32 [F, 3]."""
+    """`vertices` float32 [V, 3] at keyframe `home`, `faces` int32 [F, 3].
+
+    The artist's own mesh is at home at the first keyframe, a fused one where most of the surface is to be seen.
+    """
+    home = 0
     if request.template == "mesh":
         vertices, faces = captures.read_template(job)
     elif capture.depth_planar is not None:
+        home = surface.most_open(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
+        reporter.progress(0.4)
         vertices, faces = surface.fuse_depth(
-            capture.depth_planar[0], capture.camera_to_world, capture.intrinsics, on_progress=reporter.progress
-        )
+            capture.depth_planar[home], capture.camera_to_world, capture.intrinsics,
+            on_progress=lambda f: reporter.progress(0.4 + 0.5 * f),
+        )  # fmt: skip
         vertices, faces = surface.simplify(vertices, faces, request.template_faces)
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
@@ -337,66 +362,45 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         level = min(SURFACE_LEVEL, 0.5 * float(grid.max()))
         vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
         vertices, faces = surface.simplify(surface.taubin(vertices, faces), faces, request.template_faces)
-    return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
+    return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32), "home": np.array(home)}
 
 
-class Matches:
-    """Where the networks believe the vertices of one keyframe are at the times of the interval that starts there.
+def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
+    """What `canonical` found, interval by interval."""
+    bounds = list(zip(surfaces["start"], surfaces["start"][1:]))
+    found = []
+    for k in np.unique(surfaces["interval"]):
+        parts = [slice(*bounds[row]) for row in np.flatnonzero(surfaces["interval"] == k)]
+        found.append(trace.Matches([surfaces["points"][p] for p in parts], [surfaces["canonical"][p] for p in parts]))
+    return found
 
-    The canonical coordinate of a vertex is its position at that keyframe. What a network gets wrong about the still shape
-    (a small triplane rounds thin parts) is the same at α = 0, where the truth is known: `moved` therefore adds to the
-    vertex only what changes between α = 0 and α.
+
+def trace_template(request: Request, template, surfaces, reporter: Reporter, *, rigid: bool = True):
+    """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth.
+
+    Args:
+        rigid: match with ARAP; otherwise the bare nearest neighbour of the paper's section 3.4.
     """
-
-    def __init__(self, surfaces: dict[str, np.ndarray], interval: int):
-        rows = np.flatnonzero(surfaces["interval"] == interval)
-        bounds = surfaces["start"]
-        self.alphas = surfaces["alpha"][rows]
-        self.points = [surfaces["points"][bounds[r] : bounds[r + 1]] for r in rows]
-        self.canonical = [surfaces["canonical"][bounds[r] : bounds[r + 1]] for r in rows]
-
-    def moved(self, vertices: np.ndarray, on_progress=None) -> tuple[np.ndarray, np.ndarray]:
-        """positions [A, V, 3] float64 and confidence [A, V] at every α, for vertices [V, 3] at α = 0."""
-        vertices = np.asarray(vertices, np.float64)
-        positions, confidence = [vertices], [np.ones(len(vertices))]
-        still = None
-        for i in range(len(self.alphas)):
-            if not len(self.points[i]) or not len(self.points[0]):
-                matched, sure = vertices, np.zeros(len(vertices))
-            else:
-                matched, sure = trace.match_canonical(vertices, self.points[i], self.canonical[i])
-            if i == 0:
-                still, still_sure = matched, sure
-            else:
-                positions.append(vertices + matched - still)
-                confidence.append(np.minimum(sure, still_sure))
-            if on_progress:
-                on_progress((i + 1) / len(self.alphas))
-        return np.stack(positions), np.stack(confidence)
-
-
-def trace_template(request: Request, template, surfaces, reporter: Reporter) -> dict[str, np.ndarray]:
-    """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth."""
-    arap = Arap(template["vertices"], template["faces"])
-    current = template["vertices"].astype(np.float64)
-    positions, confidence = [current], [np.ones(len(current))]
-    count = len(request.keyframes) - 1
-    stiffness = 0.25 * 16 ** float(request.smoothness)  # 0.25 … 4
-    for k in range(count):
-        moved, sure = Matches(surfaces, k).moved(current)
-        for i in range(1, len(moved)):
-            current = arap.solve(moved[i], sure[i], current, iterations=6, stiffness=stiffness)
-            positions.append(current)
-            confidence.append(sure[i])
-            reporter.progress((k + i / (len(moved) - 1)) / count)
-    return {"positions": np.stack(positions).astype(np.float32), "confidence": np.stack(confidence).astype(np.float32)}
+    positions, confidence = trace.trace_outwards(
+        template["vertices"],
+        matches(surfaces),
+        int(template["home"]),
+        Arap(template["vertices"], template["faces"]) if rigid else None,
+        stiffness=0.25 * 16 ** float(request.smoothness),  # 0.25 … 4
+        on_progress=reporter.progress,
+    )
+    return {"positions": positions.astype(np.float32), "confidence": confidence.astype(np.float32)}
 
 
 def fit_capture(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
-    """Pull the keyframes onto the captured depth; the in-betweens keep the networks' motion. See `fit`.
+    """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
     `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units), `keyframes`
     [K, V, 3]. Without depth, or with the fit switched off, the feed-forward result is passed on.
+
+    Args:
+        surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
+        traced: of `trace_template`.
     """
     steps = request.inbetweens + 1
     if not request.fit or capture.depth_planar is None:
@@ -406,44 +410,38 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
             "keyframes": traced["positions"][::steps],
             "residuals": np.zeros(0),
         }
-    faces = template["faces"]
-    arap = Arap(template["vertices"], faces)
-    evidence = [
-        fit.Capture(capture.depth_planar[k], capture.rgba[k], capture.camera_to_world, capture.intrinsics)
-        for k in range(capture.keyframes)
-    ]
-    colours, _ = texture.see(
-        template["vertices"],
-        faces,
-        capture.rgba[0],
-        capture.depth_planar[0],
-        capture.camera_to_world,
-        capture.intrinsics,
-    )
-    fitted = [template["vertices"].astype(np.float64)]
-    residuals = [fit.residual(faces, fitted[0], fit.Matcher(evidence[0], colours), 0.0).distance]
-    coarse = Coarse(arap)
-    positions, confidence = [fitted[0]], [np.ones(len(fitted[0]))]
-    count = capture.keyframes - 1
-    for k in range(count):
-        moved, sure = Matches(surfaces, k).moved(fitted[k], lambda f, k=k: reporter.progress((k + 0.2 * f) / count))
-        following, explained = fit.advance(
-            arap, coarse, faces, fitted[k], evidence[k], evidence[k + 1], colours,
-            guess=moved[-1], confidence=sure[-1], smoothness=request.smoothness,
-        )  # fmt: skip
-        fitted.append(following)
-        residuals.append(explained.distance)
-        reporter.progress((k + 0.7) / count)
-        pairs = [(0, float(alpha)) for alpha in interval_alphas(request)]
-        between = fit.blend_corrections(moved, np.stack(fitted[k : k + 2]), pairs, sure, arap)
-        positions += list(between[1:])
-        confidence += list(sure[1:])
-        reporter.progress((k + 1) / count)
+    home, count = int(template["home"]), capture.keyframes
+    arap = Arap(template["vertices"], template["faces"])
+    networks = None if surfaces is None else matches(surfaces)
+
+    def guess(k: int, to: int, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        if networks is None or abs(to - home) < abs(k - home):  # they were carried outwards only
+            return None, None
+        positions, sure = networks[min(k, to)].moved(vertices, end=True)
+        return positions[-1], sure[-1]
+
+    fitted, residuals = fit.fit_keyframes(
+        template["vertices"], template["faces"], arap, capture, home=home, guess=guess, smoothness=request.smoothness,
+        on_progress=lambda f: reporter.progress(0.8 * f),
+    )  # fmt: skip
+    moves = None
+    confidence = np.zeros((len(request.frames()), len(fitted[0])))
+    confidence[home * steps] = 1
+    if networks is not None:
+        moves = [networks[k].moved(fitted[k if k >= home else k + 1]) for k in range(count - 1)]
+        moves = [move if k >= home else tuple(part[::-1] for part in move) for k, move in enumerate(moves)]
+        for k, (_, sure) in enumerate(moves):
+            outwards = slice(1, None) if k >= home else slice(0, -1)
+            confidence[k * steps : (k + 1) * steps + 1][outwards] = sure[outwards]
+    positions = between.interpolate(
+        arap, fitted, request.keyframes, interval_alphas(request), moves,
+        on_progress=lambda f: reporter.progress(0.8 + 0.2 * f),
+    )  # fmt: skip
     return {
-        "positions": np.stack(positions).astype(np.float32),
-        "confidence": np.stack(confidence).astype(np.float32),
-        "keyframes": np.stack(fitted).astype(np.float32),
-        "residuals": np.array(residuals),
+        "positions": positions.astype(np.float32),
+        "confidence": confidence.astype(np.float32),
+        "keyframes": fitted.astype(np.float32),
+        "residuals": np.array([r.distance for r in residuals]),
     }
 
 

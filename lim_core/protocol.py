@@ -36,8 +36,8 @@ VIDEO_STAGES = {  # of a video job, before the others
 STAGES = {
     "reconstruct": "Reconstructing the keyframes",
     "interpolate": "Interpolating between the keyframes",
-    "canonical": "Carrying the canonical coordinates",
     "surface": "Building the template mesh",
+    "canonical": "Carrying the canonical coordinates",
     "trace": "Tracing the mesh through time",
     "fit": "Fitting the keyframes to the capture",
     "texture": "Baking the texture",

@@ -19,6 +19,7 @@ from . import cameras
 from .errors import LimError
 
 SHELL = 0.9  # in cells: a sheet between grid points is cut open below 0.87 (half a cell's diagonal)
+OPENS = 1.03
 BAND = 3  # cells around the captured points in which distances are computed
 
 
@@ -181,6 +182,29 @@ def fuse_depth(
     vertices, faces = clean(vertices, faces, min_size=4 * cell)
     report(1.0)
     return vertices, faces
+
+
+def most_open(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> int:
+    """The keyframe that shows most of the surface: the one whose mesh has the largest area.
+
+    Parts that touch hide surface from every view, and their meshes grow together: an arm that rests on the body would stay
+    webbed to it for ever. The first keyframe is left only for one with OPENS times its area.
+
+    Args:
+        depth_planar: [K, V, H, W]; camera_to_world: [V, 4, 4]; intrinsics: [V, 3, 3].
+    """
+    step = max(1, depth_planar.shape[-1] // 128)
+    small = cameras.scale_intrinsics(intrinsics, 1 / step)
+    area = []
+    for depth in depth_planar:
+        try:
+            mesh = fuse_depth(depth[:, step // 2 :: step, step // 2 :: step], camera_to_world, small, resolution=72)
+        except LimError:  # nothing to be seen: the fit will name it
+            area.append(0.0)
+            continue
+        area.append(float(np.linalg.norm(face_normals(*mesh), axis=1).sum()))
+    best = int(np.argmax(area))
+    return best if area[best] > OPENS * area[0] else 0
 
 
 def _carve(depth_planar, camera_to_world, intrinsics, low, cell, shape) -> np.ndarray:

@@ -17,6 +17,7 @@ from .arap import Arap
 from .errors import LimError
 
 CANONICAL_SCALE = 0.06  # model units: a match this far off in canonical space has lost 63 % of its confidence
+OUTVOTED = 0.04  # of the diagonal: a match this far from where the mesh around it goes keeps a quarter of its pull
 SPREAD_SCALE = 0.08  # model units: the same for matches that disagree about where the vertex is
 
 
@@ -52,87 +53,108 @@ def match_canonical(
     return positions, confidence
 
 
-def trace_vertices(
-    template: np.ndarray,
-    template_canonical: np.ndarray,
-    surfaces: Sequence[np.ndarray],
-    surfaces_canonical: Sequence[np.ndarray],
-    *,
-    neighbours: int = 4,
-    on_progress: Callable[[float], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The paper's trace (row `lim`): canonical matching at every time on its own.
+class Matches:
+    """Where the networks believe the vertices of one keyframe are at the times of the interval that starts there.
 
-    Args:
-        template: [V, 3], returned where a time's surface is None (the first keyframe itself, say).
-        surfaces, surfaces_canonical: T arrays [S_t, 3] each, in the order of the times.
-    Returns:
-        positions [T, V, 3] float64, confidence [T, V].
-    Raises:
-        LimError empty_surface: a time has no samples; the message names it.
+    The canonical coordinate of a vertex is its position at that keyframe. What a network gets wrong about the still shape
+    (a small triplane rounds thin parts) is the same at α = 0, where the truth is known: `moved` therefore adds to the
+    vertex only what changes between α = 0 and α.
     """
-    _same_length(surfaces, surfaces_canonical)
-    positions, confidence = [], []
-    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical, strict=True)):
-        if surface is None:
-            matched, sure = np.asarray(template, np.float64), np.ones(len(template))
-        else:
-            _check_samples(surface, t)
-            matched, sure = match_canonical(template_canonical, surface, canonical, neighbours=neighbours)
-        positions.append(matched)
-        confidence.append(sure)
-        if on_progress:
-            on_progress((t + 1) / len(surfaces))
-    return np.stack(positions), np.stack(confidence)
+
+    def __init__(self, points: Sequence[np.ndarray], canonical: Sequence[np.ndarray]):
+        """points, canonical: for α = 0 and every further time of the interval, samples [S_t, 3] of the surface there and
+        their canonical coordinates; empty where the networks see no surface."""
+        _same_length(points, canonical)
+        self.points, self.canonical = points, canonical
+
+    def moved(self, vertices: np.ndarray, *, end: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """positions [A, V, 3] float64 and confidence [A, V] at every time, for vertices [V, 3] at α = 0; with `end` at α = 0
+        and 1 only."""
+        vertices = np.asarray(vertices, np.float64)
+        positions, confidence = [vertices], [np.ones(len(vertices))]
+        still, still_sure = self._match(vertices, 0)
+        last = len(self.points) - 1
+        for time in [last] if end else range(1, last + 1):
+            matched, sure = self._match(vertices, time)
+            positions.append(vertices + matched - still)
+            confidence.append(np.minimum(sure, still_sure))
+        return np.stack(positions), np.stack(confidence)
+
+    def _match(self, vertices: np.ndarray, time: int) -> tuple[np.ndarray, np.ndarray]:
+        if not len(self.points[time]) or not len(self.points[0]):
+            return vertices, np.zeros(len(vertices))
+        return match_canonical(vertices, self.points[time], self.canonical[time])
 
 
-def trace_arap(
+def trace_chain(
     template: np.ndarray,
-    template_canonical: np.ndarray,
-    surfaces: Sequence[np.ndarray],
-    surfaces_canonical: Sequence[np.ndarray],
-    arap: Arap,
+    intervals: Sequence[Matches],
+    arap: Arap | None,
     *,
     stiffness: float = 1.0,
-    neighbours: int = 4,
-    iterations: int = 10,
+    iterations: int = 5,
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row `lim_arap`: canonical matching and the ARAP energy of the template minimised together, warm-started in time.
+    """Carry the template through all intervals; the end of one is the start of the next.
 
-    Matches are pulled with their confidence and reweighed (Geman–McClure on the remaining distance), so that a patch of
-    wrong matches is outvoted by the mesh around it; unsure vertices follow their neighbours.
+    Without `arap` every vertex takes its match (section 3.4, row `lim`), with it canonical matching and the ARAP energy of
+    the template are minimised together (appendix, row `lim_arap`), warm-started in time: matches pull with their
+    confidence and are reweighed (Geman–McClure on the remaining distance), so that a patch of wrong ones is outvoted by
+    the mesh around it.
 
     Args:
+        template: [V, 3] at the first keyframe.
         stiffness: of the mesh against a match of full confidence; 1 evens out noise of about an edge's length.
     Returns:
-        positions [T, V, 3] float64, confidence [T, V] of the matches after the reweighing.
-    Raises:
-        LimError empty_surface: a time has no samples; the message names it.
+        positions [T, V, 3] float64 of all times, keyframes once, and confidence [T, V].
     """
-    _same_length(surfaces, surfaces_canonical)
-    current = np.asarray(template, np.float64)
-    positions, confidence = [], []
-    scale = 0.04 * arap.diagonal
-    for t, (surface, canonical) in enumerate(zip(surfaces, surfaces_canonical, strict=True)):
-        if surface is None:
-            matched, sure = np.asarray(template, np.float64), np.ones(len(template))
-            current = matched
-        else:
-            _check_samples(surface, t)
-            matched, sure = match_canonical(template_canonical, surface, canonical, neighbours=neighbours)
-            # The first solve believes every match alike; the following ones discount what the mesh disagrees with.
-            robust = np.ones(len(sure))
-            for _ in range(3):
-                current = arap.solve(matched, sure * robust, current, iterations=iterations, stiffness=stiffness)
-                distance = np.linalg.norm(matched - current, axis=1)
-                robust = (scale**2 / (scale**2 + distance**2)) ** 2
-            sure = sure * robust
-        positions.append(current)
-        confidence.append(sure)
-        if on_progress:
-            on_progress((t + 1) / len(surfaces))
+    positions, confidence = [np.asarray(template, np.float64)], [np.ones(len(template))]
+    total = sum(len(interval.points) - 1 for interval in intervals)
+    for interval in intervals:
+        moved, sure = interval.moved(positions[-1])
+        for target, weight in zip(moved[1:], sure[1:]):
+            if arap is not None:
+                target, weight = _deform(arap, positions[-1], target, weight, stiffness, iterations)
+            positions.append(target)
+            confidence.append(weight)
+            if on_progress:
+                on_progress((len(positions) - 1) / total)
     return np.stack(positions), np.stack(confidence)
+
+
+def _deform(arap: Arap, current, matched, sure, stiffness: float, iterations: int):
+    """The mesh at its matches [V, 3], and what is left of their confidence [V]."""
+    robust = np.ones(len(sure))
+    for _ in range(2):
+        current = arap.solve(matched, sure * robust, current, iterations=iterations, stiffness=stiffness)
+        off = np.linalg.norm(matched - current, axis=1) / (OUTVOTED * arap.diagonal)
+        robust = 1 / (1 + off**2) ** 2
+    return current, sure * robust
+
+
+def trace_outwards(
+    template: np.ndarray,
+    intervals: Sequence[Matches],
+    home: int,
+    arap: Arap | None,
+    *,
+    stiffness: float = 1.0,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`trace_chain` in both directions from the template's own keyframe, `home`; the intervals before it begin at their end.
+
+    Returns:
+        positions [T, V, 3] and confidence [T, V] of all times, in their order.
+    """
+    report = on_progress or (lambda fraction: None)
+    share = home / max(len(intervals), 1)
+    before = trace_chain(
+        template, intervals[:home][::-1], arap, stiffness=stiffness, on_progress=lambda f: report(share * f)
+    )
+    after = trace_chain(
+        template, intervals[home:], arap, stiffness=stiffness, on_progress=lambda f: report(share + (1 - share) * f)
+    )
+    return tuple(np.concatenate([b[:0:-1], a]) for b, a in zip(before, after))
 
 
 def nearest_surface(
@@ -147,31 +169,21 @@ def nearest_surface(
 
     Args:
         template_colours: [V, 3]; surface_colours: T arrays [S_t, 3]; in [0, 1].
+        surfaces: T arrays [S_t, 3]; where one is empty the mesh stays.
         colour_weight: model units that a colour difference of 1 is worth.
     Returns:
-        positions [T, V, 3] float64.
-    Raises:
-        LimError empty_surface: a time has no samples; the message names it.
+        positions [1 + T, V, 3] float64, the template first.
     """
     _same_length(surfaces, surface_colours)
-    current, positions = np.asarray(template, np.float64), []
+    positions = [np.asarray(template, np.float64)]
     colours = colour_weight * np.asarray(template_colours, np.float64)
-    for t, (surface, colour) in enumerate(zip(surfaces, surface_colours, strict=True)):
-        if surface is not None:
-            _check_samples(surface, t)
+    for surface, colour in zip(surfaces, surface_colours):
+        current = positions[-1]
+        if len(surface):
             tree = cKDTree(np.concatenate([surface, colour_weight * np.asarray(colour)], axis=1))
             current = np.asarray(surface, np.float64)[tree.query(np.concatenate([current, colours], axis=1))[1]]
         positions.append(current)
     return np.stack(positions)
-
-
-def _check_samples(surface: np.ndarray, time: int) -> None:
-    if not len(surface):
-        raise LimError(
-            "empty_surface",
-            f"No surface was found at in-between {time}.",
-            "Use keyframes that lie closer together.",
-        )
 
 
 def _same_length(one: Sequence, other: Sequence) -> None:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Analytic things to test with: a tube that bends, a picture that depends on the material point, rendered captures."""
 
+import dataclasses
+
 import numpy as np
 
 from lim_core import cameras
+from lim_core.arap import Arap
+from lim_core.capture import Capture
+from lim_core.observation import Observation
 
 
 def tube(length=1.5, radius=0.16, rings=48, around=24):
@@ -77,3 +82,39 @@ def capture_of(vertices, faces, material, camera_to_world, intrinsics, size):
         image[found, 3] = 255
         images.append(image.reshape(size, size, 4))
     return np.stack(depths), np.stack(images)
+
+
+@dataclasses.dataclass
+class Bending:
+    """A painted tube, captured straight and bent."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    angles: tuple[float, ...]
+    capture: Capture
+
+    @property
+    def arap(self):
+        return Arap(self.vertices, self.faces)
+
+    @property
+    def truth(self):
+        """[K, V, 3]"""
+        return np.stack([bent(self.vertices, angle) for angle in self.angles])
+
+    def observation(self, keyframe):
+        seen = self.capture
+        return Observation(seen.depth_planar[keyframe], seen.rgba[keyframe], seen.camera_to_world, seen.intrinsics)
+
+    def at(self, keyframes):
+        """The capture of some keyframes."""
+        seen = self.capture
+        return Capture(seen.rgba[keyframes], seen.depth_planar[keyframes], seen.camera_to_world, seen.intrinsics, 4)
+
+
+def bending(angles=(0.0, 1.9), size=192):
+    vertices, faces = tube(rings=40, around=20)
+    camera_to_world, intrinsics = cameras.job_cameras(size, 8)
+    seen = [capture_of(bent(vertices, a), faces, vertices, camera_to_world, intrinsics, size) for a in angles]
+    depth, images = (np.stack([s[i] for s in seen]) for i in (0, 1))
+    return Bending(vertices, faces, angles, Capture(images, depth, camera_to_world, intrinsics, 4))

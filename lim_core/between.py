@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""In-betweens from the fitted keyframes and, where they are sure, the networks' motion.
+
+Between two keyframes the mesh moves as rigidly as it can, at an even rate. Two corrections are added: towards a velocity that
+goes on through the keyframes, and what the networks know of the way.
+
+Arrays are numpy, model space. Shapes: V vertices, K keyframes, A times of an interval, its two ends included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .arap import Arap
+
+LIMIT = 1.5  # times the slower of the velocities before and after a keyframe: what stands still does not swing out
+STEP = 0.04  # of an interval, over which its velocities at the ends are measured
+Moves = tuple[np.ndarray, np.ndarray]
+
+
+def interpolate(
+    arap: Arap,
+    fitted: np.ndarray,
+    times: Sequence[float],
+    alphas: Sequence[float],
+    moves: Sequence[Moves] | None = None,
+    *,
+    on_progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Shapes at all times between the keyframes.
+
+    `x(α) = rigid(α) + (1 − c) · spline(α) + c · (traced(α) − straight(α))`: `rigid` interpolates two fitted keyframes as
+    rigidly as possible, `straight` does the same to the ends of the networks' trace; `spline` is the cubic that gives every
+    vertex one velocity at each keyframe (Catmull–Rom, limited). c is the networks' confidence.
+
+    Args:
+        fitted: [K, V, 3]; times: [K], of the keyframes; alphas: [A] in [0, 1], the same for every interval, 0 and 1 included.
+        moves: per interval the networks' positions [A, V, 3] and confidence [A, V], in the order of the alphas.
+    Returns:
+        [(K − 1) · (A − 1) + 1, V, 3] float64; the keyframes are the fitted ones, exactly.
+    """
+    fitted, alphas = np.asarray(fitted, np.float64), np.asarray(alphas, np.float64)
+    count = len(fitted) - 1
+    inner = alphas[1:-1]
+    if not len(inner):
+        return fitted
+    length = np.diff(np.asarray(times, np.float64))
+    rigid, start, end = [], [], []
+    for k in range(count):
+        first, *shapes, last = arap.interpolate(fitted[k], fitted[k + 1], np.r_[STEP, inner, 1 - STEP])
+        rigid.append(shapes)
+        start.append((first - fitted[k]) / (STEP * length[k]))
+        end.append((fitted[k + 1] - last) / (STEP * length[k]))
+        if on_progress:
+            on_progress((k + 1) / (2 * count))
+    velocity = [start[0]]
+    for k in range(1, count):
+        share = length[k] / (length[k - 1] + length[k])
+        velocity.append(_limited(share * end[k - 1] + (1 - share) * start[k], end[k - 1], start[k]))
+    velocity.append(end[-1])
+    result = [fitted[0]]
+    for k in range(count):
+        leaving, arriving = length[k] * (velocity[k] - start[k]), length[k] * (velocity[k + 1] - end[k])
+        known = None if moves is None else _known(arap, *moves[k], alphas)
+        for i, a in enumerate(inner):
+            off = (a**3 - 2 * a**2 + a) * leaving + (a**3 - a**2) * arriving
+            if known is not None:
+                off = (1 - known[1][i])[:, None] * off + known[0][i]
+            result.append(rigid[k][i] + off)
+        result.append(fitted[k + 1])
+        if on_progress:
+            on_progress(0.5 + (k + 1) / (2 * count))
+    return np.stack(result)
+
+
+def _limited(mean: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A mean velocity [V, 3], at most LIMIT times the smaller of the two that it is the mean of."""
+    size = np.linalg.norm(mean, axis=1)
+    most = LIMIT * np.minimum(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))
+    return mean * np.minimum(1.0, most / np.maximum(size, 1e-12))[:, None]
+
+
+def _known(arap: Arap, traced: np.ndarray, confidence: np.ndarray, alphas: np.ndarray) -> tuple[list, list]:
+    """What the networks add to an even motion at the inner alphas, smooth over the surface, and how sure they are [V]."""
+    straight = arap.interpolate(traced[0], traced[-1], alphas[1:-1])
+    trust = [np.minimum(sure, np.minimum(confidence[0], confidence[-1])) for sure in confidence[1:-1]]
+    return [arap.smooth(t - s, c) for t, s, c in zip(traced[1:-1], straight, trust)], trust

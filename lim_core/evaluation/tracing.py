@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m lim_core evaluate tracing`: one mesh through 8 steps of a clip, as in the paper's Table 3, and against the truth.
+
+Every pack gives 8 steps, up to 0.2 s apart, of its liveliest clip. They are captured as Blender would capture them, and run
+as a job. Every step is a keyframe, as every step of the paper's sequences has its frame set; half-way between two of them
+the in-betweens are measured apart. With `--every 2` only every second step (and the last) is captured.
+
+| row | what |
+|---|---|
+| `nn` | the paper's baseline: nearest surface point in position and colour, time after time, on the networks' surfaces |
+| `lim` | the paper's trace: nearest canonical coordinate |
+| `lim_arap` | canonical matching and ARAP together: the feed-forward result of a job |
+| `register` | keyframes fitted onto the captured depth, without the networks |
+| `lim_fit` | the same with the networks: the result of a job |
+
+All rows share template and texture. The truth's correspondences serve to measure, never to trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import cameras, capture, checkpoint, perceptual, pipeline, protocol, request, result, trace
+from .. import device as devices
+from ..capture import Capture
+from ..data import packs, rays
+from ..data.packs import Pack
+from ..request import Request
+from ..worker import Reporter
+from . import metrics, pictures, scenes, tracking
+
+STEPS = 8
+STEP_SECONDS = 0.2
+ROWS = ("nn", "lim", "lim_arap", "register", "lim_fit")
+NAMES = (
+    *metrics.PICTURE, "track_error", "track_error_p95", "between_error", "cd3d", "cd4d", "cdm", "flipped",
+    "self_intersections", "jitter", "seconds",
+)  # fmt: skip
+SHOWN = ("lim_fit", "register", "lim_arap")  # on the contact sheet, beside the truth
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--every", type=int, default=1, choices=range(1, STEPS), help="steps from keyframe to keyframe")
+    parser.add_argument("--quality", default="standard", choices=request.QUALITIES, help="of the capture")
+    parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
+
+
+def evaluate(
+    packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, every: int = 1,
+    quality: str = "standard", lpips: str = "",
+) -> dict:  # fmt: skip
+    """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
+
+    Args:
+        every: steps from keyframe to keyframe; quality: of the capture, one of `request.QUALITIES`.
+    Raises:
+        LimError: `bad_pack` where no pack can be measured; a single bad one is skipped and named in the summary.
+    """
+    out = Path(out)
+    judge = perceptual.load(lpips).to(device) if lpips else None
+    rows, skipped, sheet, classes = [], [], [], {name: [] for name in ROWS}
+    for path in scenes.evenly(packs.list_packs(packs_folder), limit):
+        with scenes.skipping(skipped, path.stem):
+            sequence = Sequence.liveliest(packs.load(path), every)
+            job = out / "jobs" / path.stem
+            asked = make_job(sequence, job, weights, quality)
+            row, images, by_motion = measure(sequence, job, asked, device, judge)
+            rows.append({"asset": path.stem, "clip": sequence.pack.clip_names[sequence.clip]} | row)
+            sheet.append(pictures.Row(path.stem, f"{row['lim_fit.track_error']:.2f} %", images))
+            for name in ROWS:
+                classes[name].append(by_motion[name])
+            metrics.write_rows(out, rows)
+            print(f"{path.stem}: " + " ".join(f"{n}={row[f'{n}.track_error']:.2f}" for n in ROWS), flush=True)
+    scenes.need_any(rows, skipped, packs_folder)
+    summary = {
+        "rows": {name: {m: metrics.mean(rows, f"{name}.{m}") for m in NAMES} for name in ROWS},
+        "error_by_motion": {
+            "edges": [*tracking.BINS[:-1], None],
+            "rows": {name: tracking.join_classes(classes[name]) for name in ROWS},
+        },
+        "motion": metrics.mean(rows, "motion"),
+        "straight_between_error": metrics.mean(rows, "straight_between_error"),
+        "texture_psnr_fg": metrics.mean(rows, "texture_psnr_fg"),
+        "steps": STEPS,
+        "every": every,
+        "quality": quality,
+        "scenes": len(rows),
+        "device": devices.describe(torch.device(device)),
+        "skipped": skipped,
+    }
+    metrics.write(out, rows, summary)
+    pictures.save_sheets(out, sheet, ["truth", "", "", *(n for name in SHOWN for n in (name, "", ""))])
+    return summary
+
+
+# ---- sequences -------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sequence:
+    """8 steps of a clip. Frames are the pack's; the job's frames are counted in steps."""
+
+    pack: Pack
+    clip: int
+    start: float
+    step: float
+    every: int
+
+    @classmethod
+    def liveliest(cls, pack: Pack, every: int) -> Sequence:
+        """Around the middle of the clip that moves most; on stored frames where it has enough of them."""
+        clip, middle = scenes.liveliest(pack)
+        last = pack.frames(clip) - 1
+        longest = min(STEP_SECONDS * pack.fps, last / (STEPS - 1))
+        step = max(1.0, np.floor(longest)) if last >= STEPS - 1 else longest
+        start = np.clip(np.floor(middle - step * (STEPS - 1) / 2), 0, None)
+        return cls(pack, clip, float(start), float(step), every)
+
+    @property
+    def keyframes(self) -> tuple[float, ...]:
+        return tuple(float(s) for s in sorted({*range(0, STEPS, self.every), STEPS - 1}))
+
+    @property
+    def inbetweens(self) -> int:
+        return max(1, self.every - 1)
+
+    def positions(self, steps) -> np.ndarray:
+        """The true vertices [T, V, 3] at steps [T], in the model space of the keyframes."""
+        frames = [[self.start + self.step * s for s in some] for some in (self.keyframes, steps)]
+        known, wanted = ([self.pack.positions(self.clip, f) for f in some] for some in frames)
+        return packs.transform(packs.unit_sphere(known), np.stack(wanted))
+
+    def stored(self, step: float) -> bool:
+        """Whether the pack knows a step's truth without interpolating."""
+        frame = self.start + self.step * step
+        return abs(frame - round(frame)) < 1e-6
+
+
+def make_job(sequence: Sequence, job: Path, weights: str, quality: str) -> Request:
+    """Capture a sequence's keyframes into a job folder, as Blender does; a folder that is complete is left alone."""
+    size, extra, texture_size, faces = request.QUALITIES[quality]
+    asked = Request(
+        keyframes=sequence.keyframes, inbetweens=sequence.inbetweens, image_size=size, views=4 + extra,
+        template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
+    )  # fmt: skip
+    if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
+        return asked
+    camera_to_world, intrinsics = cameras.job_cameras(size, asked.views)
+    for k, positions in enumerate(sequence.positions(sequence.keyframes)):
+        seen = rays.render(sequence.pack, positions, camera_to_world, intrinsics, size)
+        for v in range(asked.views):
+            result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
+        result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
+    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
+    request.write(asked, job)
+    return asked
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+class _Silent(Reporter):
+    def event(self, name: str, **fields) -> None:
+        pass
+
+
+def traced(job: Path, asked: Request, device) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
+    """Every row's positions [T, V, 3] at `asked.frames()` and the seconds that they took, and what the job's stages left.
+
+    Rows are kept beside the stages, under the hash of code and capture.
+    """
+    reporter = _Silent(machine=False)
+    found = pipeline.run(job, asked, device, reporter)
+    seconds = {stage: float(found[stage]["seconds"]) for stage in found}
+    seen = capture.read(job, asked)
+    folders = checkpoint.folders(asked.weights)
+    template, surfaces = found["surface"], found["canonical"]
+    networks = seconds["surface"] + seconds["reconstruct"] + seconds["canonical"]
+    functions = {
+        "nn": lambda: nearest(asked, seen, template, folders, device),
+        "lim": lambda: pipeline.trace_template(asked, template, surfaces, reporter, rigid=False),
+        "register": lambda: pipeline.fit_capture(asked, seen, template, None, None, reporter),
+    }
+    state = pipeline.State(job)
+    key = pipeline.key_of(pipeline.code_key(), capture.fingerprint(job), dataclasses.asdict(asked))
+    rows = {}
+    for name, function in functions.items():
+        kept = state.load(f"row_{name}", key)
+        if kept is None:
+            started = time.monotonic()
+            kept = {"positions": function()["positions"]}
+            kept["seconds"] = np.array(time.monotonic() - started)
+            state.keep(f"row_{name}", key, kept)
+        rows[name] = (kept["positions"], float(kept["seconds"]))
+    rows["nn"] = (rows["nn"][0], rows["nn"][1] + seconds["surface"])
+    rows["lim"] = (rows["lim"][0], rows["lim"][1] + networks)
+    rows["lim_arap"] = (found["trace"]["positions"], networks + seconds["trace"])
+    rows["register"] = (rows["register"][0], rows["register"][1] + seconds["surface"])
+    rows["lim_fit"] = (found["fit"]["positions"], networks + seconds["trace"] + seconds["fit"])
+    return rows, found
+
+
+@torch.no_grad()
+def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[str, np.ndarray]:
+    """Row `nn`: on the surfaces of the interpolated triplanes, at every frame."""
+    lrm = checkpoint.load(folders["lrm"], "lrm", device)
+    lim = checkpoint.load(folders["lim"], "lim", device)
+    vertices = template["vertices"]
+    home = int(template["home"]) * (asked.inbetweens + 1)
+    surfaces = []
+    for planes in pipeline.interpolated(asked, seen, lrm, lim, device):
+        if len(surfaces) == home:
+            colours = lrm.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
+        surfaces.append(pipeline.labelled_surface(lrm.decoder, planes, device))
+
+    def chain(part):
+        return trace.nearest_surface(vertices, colours, [points for points, _ in part], [c for _, c in part])
+
+    before, after = chain(surfaces[:home][::-1]), chain(surfaces[home + 1 :])
+    return {"positions": np.concatenate([before[:0:-1], after])}
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
+def measure(sequence: Sequence, job: Path, asked: Request, device, judge):
+    """One asset's line of results.csv, its pictures for the sheet, and the rows' errors by motion."""
+    rows, found = traced(job, asked, device)
+    times = np.array(asked.frames())
+    faces, template = found["surface"]["faces"], found["surface"]["vertices"]
+    keyframe = int(found["surface"]["home"])
+    home = keyframe * (asked.inbetweens + 1)
+    real, real_faces = sequence.positions(times).astype(np.float64), sequence.pack.faces
+    percent = 100 / np.linalg.norm(np.ptp(real[0], axis=0))
+    true = metrics.at_places(real, real_faces, *tracking.material_points(template, faces, real[home], real_faces))
+    steps = np.flatnonzero(times == np.round(times))
+    moved = steps[steps != home]
+    between = [t for t in range(len(times)) if times[t] not in asked.keyframes and sequence.stored(times[t])]
+    motion = percent * np.linalg.norm(true - true[home], axis=2)
+    held_out = [scenes.truth(sequence.pack, real[t], real[0]) for t in moved]
+    images, mask = (np.concatenate([getattr(t, name) for t in held_out]) for name in ("images", "mask"))
+    textured = painted(found)
+    seen = capture.read(job, asked)
+    row = {
+        "template_step": times[home],
+        "motion": motion[moved].mean(),
+        "template_error": percent * np.linalg.norm(template - true[home], axis=1).mean(),
+        "texture_psnr_fg": texture_psnr(textured, template, seen, keyframe),
+    }
+    if between and asked.inbetweens == 1:  # what is to be had without knowing more than the keyframes
+        straight = np.stack([0.5 * (true[t - 1] + true[t + 1]) - true[t] for t in between])
+        row["straight_between_error"] = percent * np.linalg.norm(straight, axis=2).mean()
+    views = len(held_out[0].images)
+    shown = [i * views for i in np.linspace(0, len(moved) - 1, 3).round().astype(int)]
+    window = pictures.crop(mask[::views])
+    sheet, by_motion = {"truth": [images[i][window] for i in shown]}, {}
+    for name in ROWS:
+        positions, seconds = rows[name]
+        error = percent * np.linalg.norm(positions - true, axis=2)
+        drawn = np.concatenate([render(textured, positions[t]) for t in moved])
+        values = metrics.pictures(drawn, images, mask, judge) | {
+            "track_error": error[moved].mean(),
+            "track_error_p95": np.percentile(error[moved], 95),
+            "between_error": error[between].mean() if between else np.nan,
+            "flipped": tracking.flipped(template, positions[moved], faces),
+            "self_intersections": np.mean([tracking.self_intersections(positions[t], faces) for t in moved]),
+            "jitter": tracking.jitter(positions[steps], true[steps]),
+            "seconds": seconds,
+        }
+        values |= tracking.chamfers(positions[steps], faces, real[steps], real_faces)
+        row |= {f"{name}.{m}": None if values[m] is None else float(values[m]) for m in NAMES}
+        by_motion[name] = tracking.by_motion(error[moved], motion[moved])
+        sheet[name] = [drawn[i][window] for i in shown]
+    line = [pictures.resized(image, scenes.SIZE) for name in ("truth", *SHOWN) for image in sheet[name]]
+    return row, line, by_motion
+
+
+def painted(found: dict[str, dict[str, np.ndarray]]) -> Pack:
+    """A job's textured template as a pack that `rays.render` can draw at any positions."""
+    faces, image = found["surface"]["faces"], found["texture"]["image"]
+    return Pack(
+        name="the traced mesh", faces=faces, uv=found["texture"]["loop_uvs"], face_material=np.zeros(len(faces), int),
+        texture_shape=np.array([image.shape[:2]]), texture_start=np.zeros(1, int), texels=image.reshape(-1, 3),
+        clip_names=("traced",), clip_start=np.array([0, 1]), fps=1.0, rest=found["surface"]["vertices"],
+    )  # fmt: skip
+
+
+def render(textured: Pack, positions: np.ndarray) -> np.ndarray:
+    """Held-out views float [V, H, W, 3] on white."""
+    camera, intrinsics = scenes.held_out()
+    return rays.over(rays.render(textured, positions, camera, intrinsics, scenes.SIZE, supersampling=2).rgba)
+
+
+def texture_psnr(textured: Pack, template: np.ndarray, seen: Capture, home: int) -> float:
+    """PSNR of the textured template against the captured views of its keyframe `home`, over the captured foreground."""
+    size = seen.rgba.shape[2]
+    drawn = rays.render(textured, template, seen.camera_to_world, seen.intrinsics, size).rgba
+    pairs = zip(rays.over(drawn), rays.over(seen.rgba[home]), seen.rgba[home, ..., 3] > 0)
+    return metrics.finite_mean([metrics.psnr(a, b, mask) for a, b, mask in pairs])

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the capture of one keyframe says, prepared for matching: an even sample of its points, and a coarse graph over them.
+
+Arrays are numpy, model space [-1, 1]³.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from scipy.spatial import cKDTree
+
+from . import cameras
+from .arap import link
+from .errors import LimError
+from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_normals
+
+NORMAL_SCALE = 0.08  # model units that opposite normals are apart by, times two
+
+
+class Observation:
+    """The captured evidence of one keyframe, prepared for matching.
+
+    Attributes:
+        points, normals, colours: [P, 3], an even sample of what the views saw, normals outwards, colours in [0, 1].
+        depth_planar [views, H, W], images [views, H, W, 4] uint8, camera_to_world, intrinsics: as captured.
+    """
+
+    def __init__(
+        self,
+        depth_planar: np.ndarray,
+        images: np.ndarray,
+        camera_to_world: np.ndarray,
+        intrinsics: np.ndarray,
+        *,
+        count: int = 12000,
+    ):
+        """count: points kept, about.
+
+        Raises:
+            LimError empty_surface: no view shows the object.
+        """
+        self.depth_planar, self.images = np.asarray(depth_planar, np.float32), images
+        self.camera_to_world, self.intrinsics = camera_to_world, intrinsics
+        points, normals, colours, views = captured_points(self.depth_planar, camera_to_world, intrinsics, images)
+        usable = np.abs(normals).sum(1) > 0
+        points, normals, colours, views = points[usable], normals[usable], colours[usable], views[usable]
+        if len(points) < 16:
+            raise LimError("empty_surface", "The object is not visible from any camera at one of the keyframes.")
+        towards = camera_to_world[views, :3, 3] - points
+        slant = -np.einsum("pi,pi->p", normals, towards) / np.linalg.norm(towards, axis=1)
+        order = np.argsort(slant, kind="stable")  # of each cell, the point seen most head-on is kept
+        points, normals, colours = points[order], normals[order], colours[order]
+        chosen = _thin(points, normals, count)
+        self.points, self.normals, self.colours = (a[chosen].astype(np.float64) for a in (points, normals, colours))
+
+    @functools.cached_property
+    def nodes(self) -> Nodes:
+        """A coarse graph over the surface, for `correspond`."""
+        return Nodes(self)
+
+    def hidden(self, vertices: np.ndarray, tolerance: float) -> np.ndarray:
+        """Which vertices [V] lie behind captured surface in every view that has them in the picture, by more than
+        `tolerance`: inside the object, or simply unseen."""
+        hidden = np.ones(len(vertices), bool)
+        for depth, pose, intrinsic in zip(self.depth_planar, self.camera_to_world, self.intrinsics, strict=True):
+            pixel, z = cameras.project(vertices, pose, intrinsic)
+            column, row = np.floor(pixel).astype(int).T
+            height, width = depth.shape
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            here = depth[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+            hidden &= ~inside | ((here > 0) & (z > here + tolerance))
+        return hidden
+
+
+def _thin(points: np.ndarray, normals: np.ndarray, count: int) -> np.ndarray:
+    """Indices of about `count` points, the first of every cell of a grid; the two sides of a sheet count apart."""
+    side = (normals[:, 0] > 0) + 2 * (normals[:, 1] > 0) + 4 * (normals[:, 2] > 0)
+    low, extent = points.min(0), float(np.ptp(points, axis=0).max())
+    cell = extent / np.sqrt(count)
+    for _ in range(4):
+        key = np.floor((points - low) / cell).astype(np.int64)
+        span = key.max(0) + 1
+        key = ((key[:, 0] * span[1] + key[:, 1]) * span[2] + key[:, 2]) * 8 + side
+        _, first = np.unique(key, return_index=True)
+        if 0.8 * count <= len(first) <= 1.25 * count or (len(first) < count and len(points) < 2 * count):
+            break
+        cell *= np.clip(np.sqrt(len(first) / count), 0.3, 3.0)
+    return np.sort(first)
+
+
+class Nodes:
+    """Some 250 places spread over a captured surface, with what bending does not change about them.
+
+    Attributes:
+        points [N, 3]; colours [N, 6] (means over a small and a large disc); area [N, 2] (of these discs);
+        geodesic [N, N]: lengths along the surface.
+    """
+
+    def __init__(self, capture: Observation, count: int = 260):
+        vertices, faces = fuse_depth(
+            capture.depth_planar[:, ::2, ::2] if capture.depth_planar.shape[-1] >= 384 else capture.depth_planar,
+            capture.camera_to_world,
+            cameras.scale_intrinsics(capture.intrinsics, 0.5)
+            if capture.depth_planar.shape[-1] >= 384
+            else capture.intrinsics,
+            resolution=72,
+        )
+        vertices, faces = simplify(vertices, faces, 5000)
+        size = len(vertices)
+        edges, _ = link(
+            vertices, edges_of(faces), np.ones(len(edges_of(faces))), np.linalg.norm(np.ptp(vertices, axis=0))
+        )
+        length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 1e-6
+        graph = sparse.csr_matrix((length, (edges[:, 0], edges[:, 1])), (size, size))
+        graph = graph + graph.T
+        chosen, rows = [int(np.argmax(np.linalg.norm(vertices - vertices.mean(0), axis=1)))], []
+        nearest = np.full(size, np.inf)
+        while True:
+            rows.append(csgraph.dijkstra(graph, indices=chosen[-1]))
+            nearest = np.minimum(nearest, rows[-1])
+            if len(chosen) == min(count, size):
+                break
+            chosen.append(int(np.argmax(nearest)))
+        distances = np.stack(rows)
+        self.vertices, self.vertex_node = vertices, distances.argmin(0)
+        self.points = vertices[chosen].astype(np.float64)
+        self.geodesic = 0.5 * (distances[:, chosen] + distances[:, chosen].T)
+        normals = vertex_normals(vertices, faces)
+        tree = cKDTree(np.concatenate([capture.points, NORMAL_SCALE * capture.normals], 1))
+        _, near = tree.query(np.concatenate([vertices, NORMAL_SCALE * normals], 1), k=4)
+        colour = capture.colours[near].mean(1)
+        corner = vertices[faces]
+        face_area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+        mass = np.bincount(faces.ravel(), np.repeat(face_area / 3, 3), size)
+        self.scale = float(np.sqrt(mass.sum()))  # of the surface, hardly changed by a pose
+        self.mass = np.bincount(self.vertex_node, mass, len(chosen)) / mass.sum()
+        self.colours, self.area = [], []
+        for radius in (0.05, 0.15):
+            weight = np.exp(-((distances / (radius * self.scale)) ** 2)) * mass
+            self.area.append(weight.sum(1) / (radius * self.scale) ** 2)
+            self.colours.append((weight @ colour) / weight.sum(1, keepdims=True))
+        self.colours, self.area = np.concatenate(self.colours, 1), np.stack(self.area, 1)
+
+    @functools.cached_property
+    def sideways(self) -> np.ndarray:
+        """Unit normal [3] of the upright plane that the surface is most symmetric about: from its left to its right."""
+        centred = self.points - self.mass @ self.points
+        best = (np.inf, np.array([1.0, 0.0, 0.0]))
+        for angle in np.arange(0, np.pi, np.pi / 36):
+            normal = np.array([np.cos(angle), np.sin(angle), 0.0])
+            mirrored = centred - 2 * np.outer(centred @ normal, normal)
+            best = min(best, (cKDTree(centred).query(mirrored)[0].mean(), normal), key=lambda pair: pair[0])
+        return best[1]
