@@ -243,14 +243,14 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
     frames = request.frames()
-    pixels = 2 * lrm.config.image_size
+    pixels = lrm.config.image_size
     for index, planes in enumerate(interpolated(request, capture, lrm, lim, device)):
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             reporter.check()
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
             intrinsics = torch.from_numpy(scaled).to(device)
-            colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=96)
+            colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=64)
             rgba = torch.cat([colour, mask[..., None]], -1).clamp(0, 1).mul(255).round().byte().cpu().numpy()
             name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
