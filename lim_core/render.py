@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from .images import pixel_rays
 
 RADIUS = 1.0  # everything lies in the unit sphere
+SLAB = 12  # samples that are marched before rays are dropped behind which nothing can be seen any more
+DARK = 1e-4  # share of the light below which a ray is dropped
 FOCUS = 0.1  # half the length of a ray on which focused samples lie
 
 
@@ -119,7 +121,7 @@ def render_image(
 ) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"], Float[Tensor, "H W"]]:
     """One view: content over the background, planar depth (0 where the mask is below 1/2) and mask.
 
-    Empty space is skipped: only samples in busy cells are evaluated, only rays that meet one are composited.
+    Only samples in busy cells are evaluated, and none behind what lets less than `DARK` of the light pass.
 
     Args:
         busy: `occupancy` of this triplane, for several views of it; computed where it is not given.
@@ -128,28 +130,33 @@ def render_image(
     if busy is None:
         busy = occupancy(decoder, triplane)
     grid = len(busy)
-    origins, directions = pixel_rays(camera_to_world, intrinsics, size)
-    origins, directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
+    origins, directions = (x.reshape(-1, 3) for x in pixel_rays(camera_to_world, intrinsics, size))
     near, far = sphere_interval(origins, directions)
-    step = ((far - near) / samples)[:, None]
-    t = near[:, None] + step * (torch.arange(samples, device=device) + 0.5)
-    points = origins[:, None] + t[..., None] * directions[:, None]
-    index = ((points + 1) * (grid / 2)).clamp_(0, grid - 1).long()
-    active = busy[index[..., 0], index[..., 1], index[..., 2]] & (step > 1e-6)
-    hit = active.any(1)
-    active, t = active[hit], t[hit]
-    density = torch.zeros(t.shape, device=device)
-    content = torch.zeros(*t.shape, 3, device=device)
-    chosen = points[hit][active]
-    if len(chosen):
-        values = [decoder(triplane, part[None]) for part in chosen.split(1 << 18)]
+    step = (far - near) / samples
+    delta = step * directions.norm(dim=-1)
+    light = (step > 1e-6).to(near)  # what reaches the next slab from behind; rays past the sphere have none to lose
+    colour, depth, mask = torch.zeros_like(origins), torch.zeros_like(near), torch.zeros_like(near)
+    for first in range(0, samples, SLAB):
+        rays = (light > DARK).nonzero()[:, 0]
+        places = torch.arange(first, min(first + SLAB, samples), device=device) + 0.5
+        t = near[rays, None] + step[rays, None] * places
+        points = origins[rays, None] + t[..., None] * directions[rays, None]
+        x, y, z = ((points + 1) * (grid / 2)).clamp_(0, grid - 1).long().unbind(-1)
+        active = busy[x, y, z]
+        met = active.any(1)
+        rays, t, active, points = rays[met], t[met], active[met], points[met]
+        if not len(rays):
+            continue
+        density, content = torch.zeros_like(t), torch.zeros_like(points)
+        values = [decoder(triplane, part[None]) for part in points[active].split(1 << 18)]
         density[active] = torch.cat([value[0][0] for value in values])
         content[active] = torch.cat([value[1][0] for value in values])
-    delta = (step * directions.norm(dim=-1, keepdim=True))[hit]
-    colour = torch.full((size * size, 3), background, device=device)
-    depth, mask = torch.zeros(size * size, device=device), torch.zeros(size * size, device=device)
-    seen, far_off, cover = composite(density, content, t, delta)
-    colour[hit] = seen + background * (1 - cover[:, None])
-    depth[hit] = torch.where(cover > 0.5, far_off / cover.clamp_min(1e-6), torch.zeros_like(cover))
-    mask[hit] = cover
+        parts = composite(density, content, t, delta[rays, None])
+        here = light[rays]
+        colour[rays] += here[:, None] * parts[0]
+        depth[rays] += here * parts[1]
+        mask[rays] += here * parts[2]
+        light[rays] = here * (1 - parts[2])
+    colour = colour + background * (1 - mask[:, None])
+    depth = torch.where(mask > 0.5, depth / mask.clamp_min(1e-6), torch.zeros_like(depth))
     return colour.view(size, size, 3), depth.view(size, size), mask.view(size, size)

@@ -125,6 +125,24 @@ def test_views_of_one_triplane_share_its_occupancy():
         assert all(torch.equal(a, b) for a, b in zip(alone, shared))
 
 
+def test_what_is_hidden_is_not_evaluated():
+    camera, intrinsics = (torch.from_numpy(x[0]) for x in cameras.job_cameras(32, 1))
+    busy = torch.ones(8, 8, 8, dtype=torch.bool)
+    evaluated = []
+    for density in (400.0, 0.01):
+        counted = []
+
+        class Counting(Ball):
+            def forward(self, triplane, points, counted=counted):
+                counted.append(points.shape[1])
+                return super().forward(triplane, points)
+
+        empty = torch.zeros(1, 3, 1, 2, 2)
+        render_image(Counting(0.8, density), empty, camera, intrinsics, 32, samples=96, busy=busy)
+        evaluated.append(sum(counted))
+    assert evaluated[0] < 0.65 * evaluated[1]
+
+
 def test_an_empty_triplane_shows_the_background():
     camera, intrinsics = (torch.from_numpy(x[0]) for x in cameras.job_cameras(16, 1))
     empty = torch.zeros(1, 3, 1, 2, 2)
