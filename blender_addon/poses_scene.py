@@ -68,7 +68,7 @@ def build_cut(scene: bpy.types.Scene) -> list[bpy.types.Object]:
     bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=4, radius=0.62)
     bite = bpy.context.object
     bite.name = "Bite"
-    for frame, angle, height, size in ((1, -125, 1.0, 0.8), (9, -85, 1.35, 1.0), (17, -45, 1.1, 1.2)):
+    for frame, angle, height, size in ((1, -108, 1.0, 0.75), (9, -90, 1.25, 1.0), (17, -72, 1.1, 1.15)):
         a = math.radians(angle)
         bite.location, bite.scale = (1.15 * math.cos(a), 0.95 * math.sin(a), height), (size,) * 3
         for path in ("location", "scale"):

@@ -31,7 +31,7 @@ RESULTS = {
 EXAMPLES = {
     "sculpts": ["--poses", "Blob pose 1,Blob pose 2,Blob pose 3", "--keyframes", "1,9,17"],
     "metaball": ["--objects", "Caterpillar", "--keyframes", "1,5,9,13,17"],
-    "cut": ["--objects", "Melon", "--keyframes", "1,5,9,13,17"],
+    "cut": ["--objects", "Melon", "--keyframes", "1,9,17"],
     "frames": ["--objects", "Slug 1,Slug 2,Slug 3,Slug 4", "--keyframes", "1,5,9,13"],
 }
 """The scenes of blender_addon/poses_scene.py, and what of them is captured when."""

@@ -68,6 +68,28 @@ def test_a_frame_of_stop_motion_shows_one_mesh(scene):
         assert [not ob.hide_render for ob in built] == [i == expected for i in range(4)]
 
 
+def test_meshes_that_an_add_on_swaps_are_captured(scene):
+    """As Keymesh does it: one object, whose mesh a handler exchanges when the frame changes."""
+    built = poses_scene.build(scene, "frames")
+    meshes = [ob.data for ob in built]
+    actor = built[0]
+    actor.animation_data_clear()
+    actor.hide_viewport = actor.hide_render = False
+
+    def swap(scene, graph=None):
+        actor.data = meshes[min(max(scene.frame_current - 1, 0) // 4, 3)]
+
+    bpy.app.handlers.frame_change_pre.append(swap)
+    try:
+        spec = capture_scene.CaptureSpec("objects", (actor.name,), (1, 5, 9, 13))
+        with contextlib.ExitStack() as undo:
+            keyframes = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)
+            counts = [len(proxies[0].mesh.vertices) for proxies in keyframes]
+    finally:
+        bpy.app.handlers.frame_change_pre.remove(swap)
+    assert counts == [len(mesh.vertices) for mesh in meshes] and len(set(counts)) == 4
+
+
 @pytest.mark.skipif(not Path(BACKEND).is_file(), reason="LIM_BACKEND_PYTHON names no backend: python3 install test")
 @pytest.mark.parametrize("name", poses_scene.EXAMPLES)
 def test_poses_become_one_mesh_with_in_betweens(scene, tmp_path, name):
