@@ -81,6 +81,9 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     how.add_argument(
         "--smoothness", type=float, default=0.5, metavar="0..1", help="how firmly neighbours stay together"
     )
+    how.add_argument(
+        "--max-keys", type=int, default=0, metavar="N", help="at most N shape keys; default: one per frame"
+    )
     how.add_argument("--name", default="LIM", help="name of the resulting object")
 
     with_what = top.add_argument_group("computing")
@@ -212,6 +215,7 @@ def _common(options: argparse.Namespace) -> dict:
         quality=options.quality,
         fit=not options.no_fit,
         smoothness=options.smoothness,
+        max_keys=options.max_keys,
         device=options.device,
         name=options.name,
         backend=os.path.abspath(options.backend) if options.backend else preferences.backend_python(),

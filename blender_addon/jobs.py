@@ -65,6 +65,7 @@ class Settings:
     quality: str = "standard"
     fit: bool = True
     smoothness: float = 0.5
+    max_keys: int = 0
     device: str = "auto"
     engine: str = "cycles"
     name: str = "LIM"
@@ -443,6 +444,7 @@ def check(scene: bpy.types.Scene, settings: Settings) -> request.Request:
         texture_size=texture_size,
         fit=settings.fit,
         smoothness=settings.smoothness,
+        max_keys=settings.max_keys,
         device=settings.device,
         weights=settings.weights,
         **settings.video,

@@ -173,12 +173,16 @@ def finish(operator: bpy.types.Operator, outcome: jobs.Outcome) -> set[str]:
     state.job_folder = str(outcome.job_folder)
     seconds = sum(outcome.seconds.values())
     state.summary = f"{len(outcome.request.frames())} frames in {seconds:.0f} s"
+    measured = outcome.result.get("metrics", {})
+    if "keys" in measured:
+        off = f"{measured['reduced_rms']:.2g} %, at most {measured['reduced_max']:.2g} %"
+        state.summary += f"\n{measured['keys']} shape keys: off by {off} of its size"
     camera = clip_camera.camera_of(bpy.data.objects.get(outcome.object_name))
     other = clip_camera.differences(bpy.context.scene, camera) if camera else []
     if other:
         names = " and ".join(filter(None, (", ".join(other[:-1]), other[-1])))
         state.note = point(f"The scene has another {names} than the clip. “Match Scene to Clip” sets them.")
-    operator.report({"INFO"}, f"“{outcome.object_name}”: {state.summary}")
+    operator.report({"INFO"}, f"“{outcome.object_name}”: {state.summary}".replace("\n", "; "))
     look_around()
     return {"FINISHED"}
 
@@ -198,6 +202,7 @@ def settings_from(context) -> jobs.Settings:
         quality=chosen.quality,
         fit=chosen.fit,
         smoothness=chosen.smoothness,
+        max_keys=chosen.max_keys,
         device=chosen.device,
         name=chosen.name.strip() or "LIM",
         backend=preferences.backend_python(),

@@ -182,8 +182,9 @@ class LIM_PT_result(_Tab, bpy.types.Panel):
         layout = self.layout
         job = context.window_manager.lim_job
         layout.label(text=operators.result_object(context).name, icon="MESH_DATA")
-        if job.summary:
-            layout.label(text=job.summary)
+        lines = layout.column(align=True)
+        for line in job.summary.splitlines():
+            lines.label(text=line)
         column = layout.column(align=True)
         column.operator(ids.RESULT_SELECT, icon="RESTRICT_SELECT_OFF")
         column.operator(ids.RESULT_KEEP, icon="DUPLICATE")
@@ -209,6 +210,7 @@ class LIM_PT_details(_Tab, bpy.types.Panel):
         column.prop(settings, "name")
         column.prop(settings, "fit")
         column.prop(settings, "smoothness")
+        column.prop(settings, "max_keys")
         column.prop(settings, "device")
         if settings.source == "VIDEO":
             column.prop(settings, "video_start")

@@ -248,6 +248,13 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
         max=1.0,
         subtype="FACTOR",
     )
+    max_keys: IntProperty(
+        name="Most Shape Keys",
+        description="Keep only the frames from which all others are mixed best, so many at most; 0 keeps every frame",
+        default=0,
+        min=0,
+        soft_max=64,
+    )
     device: EnumProperty(
         name="Device",
         description="What the backend computes on",

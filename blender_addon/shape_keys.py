@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write a finished job into the scene: one mesh, one shape key a frame, one action that plays them.
+"""Write a finished job into the scene: one mesh, a shape key for each frame (or for some), one action that plays them.
 
 The result's files are read and checked before the scene is touched, everything is built in new data, and the object is
 linked last: an error leaves nothing behind. Positions are written where the source stands (`world_to_model` undone).
@@ -69,6 +69,8 @@ def write_result(
         object.matrix_world = Matrix(matrix.tolist())
         to_local = np.linalg.inv(np.array(object.matrix_basis, np.float64)) @ to_world
         local = (positions.astype(np.float64) @ to_local[:3, :3].T + to_local[:3, 3]).astype(np.float32)
+        if asked.reduced():
+            local, frames = local[arrays["keys"]], frames[arrays["keys"]]
         _add_keys(object, local, frames, made)
         object[FRAMES] = [float(frame) for frame in frames]
         camera = None
@@ -93,7 +95,7 @@ def write_result(
 
 def read_result(job: Path, asked: request.Request) -> dict[str, np.ndarray]:
     """The checked arrays of result.npz: positions [T, V, 3], frames [T], faces [F, 3], loop_uvs [F, 3, 2] (only for
-    template “reconstructed”); model space.
+    template “reconstructed”), keys [N] (only for a reduced result); model space.
 
     Raises:
         LimError: missing_file, backend_crashed.
@@ -109,6 +111,8 @@ def read_result(job: Path, asked: request.Request) -> dict[str, np.ndarray]:
     wanted = {"positions": (3, "f"), "frames": (1, "f"), "faces": (2, "i")}
     if asked.template == "reconstructed":
         wanted["loop_uvs"] = (3, "f")
+    if asked.reduced():
+        wanted["keys"] = (1, "i")
     arrays = _arrays(job / protocol.RESULT_ARRAYS, wanted)
     positions, frames, faces = arrays["positions"], arrays["frames"], arrays["faces"]
     count = positions.shape[1]
@@ -118,6 +122,11 @@ def read_result(job: Path, asked: request.Request) -> dict[str, np.ndarray]:
     same_count = len(positions) == len(frames) == len(expected)
     if not same_count or not np.abs(frames - expected).max() <= 1e-6:  # also if one is not a number
         raise _broken("its frames are not the ones that were asked for")
+    if asked.reduced():
+        keys = arrays["keys"]
+        ends = len(keys) > 1 and keys[0] == 0 and keys[-1] == len(frames) - 1
+        if not ends or len(keys) > asked.max_keys or (np.diff(keys) <= 0).any():
+            raise _broken("its shape keys are not frames in their order, from the first to the last")
     if faces.min() < 0 or faces.max() >= count:
         raise _broken("its faces name vertices that do not exist")
     if "loop_uvs" in arrays and arrays["loop_uvs"].shape != (len(faces), 3, 2):

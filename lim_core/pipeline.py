@@ -9,6 +9,7 @@
     vertices → nearest canonical coordinate, with ARAP, chained over the keyframes   trace
     keyframes pulled onto the captured depth, in-betweens keep the networks' motion  fit
     one UV set, one image from all captured views                                    texture
+    the frames that become shape keys, where not all do                              reduction
 
 The template's own keyframe is `home`; from there the mesh is carried outwards, to later and to earlier keyframes. Canonical coordinates are re-anchored at every keyframe: in each interval they are the positions at the interval's own first
 keyframe, so that errors do not add up in what the networks are shown. Every stage is kept in `state/` under the hash of
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import between, cameras, checkpoint, fit, protocol, result, surface, texture, trace, triplane
+from . import between, cameras, checkpoint, fit, protocol, reduction, result, surface, texture, trace, triplane
 from . import capture as captures
 from .arap import Arap
 from .capture import Capture
@@ -181,6 +182,11 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         "confidence": confidence.astype(np.float32),
         "feed_forward": found["trace"]["positions"].astype(np.float32),
     }
+    if request.reduced():
+        keys = reduction.choose(arrays["positions"], arrays["frames"], request.max_keys)
+        rms, largest = reduction.errors(arrays["positions"], arrays["frames"], keys)
+        arrays["keys"] = keys
+        summary["metrics"] |= {"keys": len(keys), "reduced_rms": round(rms, 5), "reduced_max": round(largest, 5)}
     image = None
     if request.template != "mesh":
         arrays["loop_uvs"] = found["texture"]["loop_uvs"]

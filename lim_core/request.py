@@ -58,6 +58,8 @@ class Request:
     """Pull the keyframes onto the captured depth; off gives the networks' result alone."""
     smoothness: float = 0.5
     """0..1: how strongly neighbouring vertices move together (ARAP) against following each match exactly."""
+    max_keys: int = 0
+    """Shape keys at most; 0: one for every frame. The frames between them are played by mixing their neighbours."""
     device: str = "auto"
     weights: str = ""
     """Folder that holds the four checkpoints; empty: the bundled ones."""
@@ -95,6 +97,10 @@ class Request:
             times += [first + (last - first) * step / steps for step in range(steps)]
         return [*times, *self.keyframes[-1:]]
 
+    def reduced(self) -> bool:
+        """Whether only some of the frames become shape keys."""
+        return 0 < self.max_keys < len(self.frames())
+
     def intervals(self) -> list[tuple[int, float]]:
         """(keyframe index, alpha) for every frame of `frames()`; the last one is (last - 1, 1.0)."""
         steps = self.inbetweens + 1
@@ -130,8 +136,11 @@ def check(request: Request) -> None:
             raise LimError(
                 "bad_request", f"“{getattr(request, field)}” is not a {field}.", f"Use {', '.join(allowed)}."
             )
+    if request.max_keys == 1:
+        raise LimError("bad_request", "One shape key cannot hold a motion.", "Allow two or more, or 0 for all frames.")
     limits = {
         "inbetweens": (0, 1000),
+        "max_keys": (0, 10**6),
         "image_size": (32, 4096),
         "rig_views": (1, 64),
         "views": (request.rig_views, 256),

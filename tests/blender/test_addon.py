@@ -797,6 +797,25 @@ def run(tmp_path, *arguments) -> tuple[int, dict]:
     return code, data
 
 
+def test_fewer_shape_keys_by_panel_and_command_line(addon, cube, scene, blend, fake, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(preferences, "backend_python", lambda: fake("good"))
+    scene.lim.quality, scene.lim.inbetweens, scene.lim.max_keys = "draft", 3, 4
+    assert bpy.ops.lim.generate() == {"FINISHED"}
+    job = bpy.context.window_manager.lim_job
+    assert len(scene.objects[job.result].data.shape_keys.key_blocks) == 1 + 4
+    assert "4 shape keys: off by 0.25 %, at most 1.5 %" in job.summary
+    scene.lim.max_keys = 1
+    with pytest.raises(RuntimeError, match="One shape key cannot hold a motion"):
+        bpy.ops.lim.generate()
+    base = ["--out", tmp_path / "x.blend", "--quality", "draft", "--backend", fake("good"), "--keyframes", "1,9"]
+    bpy.ops.wm.open_mainfile(filepath=str(blend))
+    code, data = run(tmp_path, *base, "--inbetweens", "3", "--max-keys", "3")
+    assert code == 0 and data["metrics"] == {"keys": 3, "reduced_rms": 0.25, "reduced_max": 1.5}
+    assert len(bpy.data.objects[data["object"]].data.shape_keys.key_blocks) == 1 + 3
+    assert run(tmp_path, *base, "--max-keys", "1")[1]["code"] == "bad_request"
+
+
 def test_headless_in_a_process_of_its_own(blend, fake, tmp_path):
     out, report = tmp_path / "öut" / "result.blend", tmp_path / "report.json"
     command = [sys.executable, str(HEADLESS), str(blend), "--", "--keyframes", "1,9", "--inbetweens", "1", "--out", str(out),

@@ -13,7 +13,7 @@ import mathutils
 import numpy as np
 import pytest
 from lim_for_blender.blender_addon import capture_scene, compat, exr, png, shape_keys, vertex_colours
-from lim_for_blender.lim_core import protocol, request
+from lim_for_blender.lim_core import protocol, reduction, request
 from lim_for_blender.lim_core.errors import LimError
 
 KEYFRAMES = (1.0, 4.0, 10.0)
@@ -46,6 +46,8 @@ def fake_job(folder: Path, *, to_model=TO_MODEL, **changes) -> tuple[request.Req
         "confidence": np.ones((len(frames), 6), np.float32),
     }
     arrays["feed_forward"] = arrays["positions"]
+    if asked.reduced():
+        arrays["keys"] = reduction.choose(arrays["positions"], frames, asked.max_keys)
     save(folder, asked, arrays)
     png.write(folder / protocol.TEXTURE_FILE, random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     return asked, arrays
@@ -108,6 +110,38 @@ def test_exactly_one_key_is_on_at_each_frame(scene, tmp_path):
         assert values == [float(i == index) for i in range(len(values))]
     for curve in compat.fcurves(keys):
         assert {point.interpolation for point in curve.keyframe_points} == {"LINEAR"}
+
+
+def test_a_reduced_result_plays_in_time_and_within_what_it_states(scene, tmp_path):
+    asked, arrays = fake_job(tmp_path, max_keys=3)
+    object = shape_keys.write_result(scene, tmp_path)
+    names = [block.name for block in object.data.shape_keys.key_blocks]
+    kept = [asked.frames()[k] for k in arrays["keys"]]
+    assert names == ["Basis", *(f"Frame {frame:g}" for frame in kept)] and list(object[shape_keys.FRAMES]) == kept
+    rms, largest = reduction.errors(arrays["positions"], arrays["frames"], arrays["keys"])
+    diagonal = np.linalg.norm(np.ptp(expected_positions(arrays, TO_MODEL, 0), axis=0))
+    off = []
+    for index, frame in enumerate(asked.frames()):
+        shown = world_positions(scene, object, frame) - expected_positions(arrays, TO_MODEL, index)
+        off.append(100 / diagonal * np.linalg.norm(shown, axis=1))
+        assert index not in arrays["keys"] or off[-1].max() < 1e-3
+    assert np.max(off) == pytest.approx(largest, rel=1e-3) and np.sqrt(np.mean(np.square(off))) == pytest.approx(
+        rms, rel=1e-3
+    )
+    assert largest > 1, "a frame was dropped that the others do not replace"
+
+
+@pytest.mark.parametrize("keys", [[0, 4], [0, 2, 3], [0, 3, 3, 4], [1, 2, 4], [0, 1, 2, 4], []])
+def test_shape_keys_that_were_not_asked_for_are_refused(scene, tmp_path, keys):
+    asked, arrays = fake_job(tmp_path, max_keys=3)
+    save(tmp_path, asked, {**arrays, "keys": np.array(keys, np.int64)})
+    if keys == [0, 4]:
+        assert len(shape_keys.write_result(scene, tmp_path).data.shape_keys.key_blocks) == 3
+        return
+    before = counts()
+    with pytest.raises(LimError) as raised:
+        shape_keys.write_result(scene, tmp_path)
+    assert raised.value.code == "backend_crashed" and counts() == before
 
 
 def test_mesh_material_and_place(scene, tmp_path):

@@ -89,6 +89,25 @@ def test_a_repeated_run_redoes_only_what_changed(finished):
     assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture"]
 
 
+def test_fewer_shape_keys_are_chosen_at_the_end(finished):
+    job, _ = finished
+    asked = request.read(job)
+    for most, count in ((3, 3), (9, None)):
+        request.write(type(asked)(**{**asked.__dict__, "max_keys": most}), job)
+        code, _, errors = finish(start(job))
+        assert code == 0, errors
+        summary = json.loads((job / protocol.RESULT_FILE).read_text())
+        with np.load(job / protocol.RESULT_ARRAYS) as data:
+            assert data["positions"].shape[0] == 5, "all frames stay"
+            keys = data["keys"].tolist() if "keys" in data else None
+        assert not set(summary["seconds"]) & {"trace", "fit"}, "nothing is redone"
+        if count is None:
+            assert keys is None and "keys" not in summary["metrics"]
+        else:
+            assert len(keys) == summary["metrics"]["keys"] <= count and keys[0] == 0 and keys[-1] == 4
+            assert 0 < summary["metrics"]["reduced_rms"] < summary["metrics"]["reduced_max"] < 50
+
+
 def test_a_still_scene_stays_still(tmp_path, tiny_weights):
     job = make_job(tmp_path / "still", tiny_weights, still=True)
     code, _, errors = finish(start(job))

@@ -329,10 +329,14 @@ def write_result(job: Path) -> None:
     if uvs is not None:
         arrays["loop_uvs"] = uvs
         _write_png(job / protocol.TEXTURE_FILE, np.full((16, 16, 3), (200, 120, 40), np.uint8))
+    metrics = {}
+    if wanted.reduced():
+        arrays["keys"] = np.linspace(0, len(frames) - 1, wanted.max_keys).round().astype(int)
+        metrics = {"keys": wanted.max_keys, "reduced_rms": 0.25, "reduced_max": 1.5}
     np.savez(job / protocol.RESULT_ARRAYS, **arrays)
     result = {
         "protocol": protocol.VERSION, "frames": wanted.frames(), "seconds": dict.fromkeys(protocol.STAGES, 0.1),
-        "warnings": [], "template": wanted.template, "vertices": len(vertices), "faces": len(faces), "metrics": {},
+        "warnings": [], "template": wanted.template, "vertices": len(vertices), "faces": len(faces), "metrics": metrics,
     }  # fmt: skip
     (job / protocol.RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
 

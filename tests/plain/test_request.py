@@ -39,6 +39,16 @@ def test_without_inbetweens_the_frames_are_the_keyframes():
     assert dataclasses.replace(GOOD, inbetweens=0).frames() == list(GOOD.keyframes)
 
 
+def test_only_a_smaller_number_of_keys_reduces():
+    assert [dataclasses.replace(GOOD, max_keys=n).reduced() for n in (0, 2, 8, 9, 10)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
@@ -51,6 +61,8 @@ def test_without_inbetweens_the_frames_are_the_keyframes():
         ({"inbetweens": -1}, "bad_request", "inbetweens"),
         ({"smoothness": 1.5}, "bad_request", "smoothness"),
         ({"smoothness": float("nan")}, "bad_request", "smoothness"),
+        ({"max_keys": -1}, "bad_request", "max_keys"),
+        ({"max_keys": 1}, "bad_request", "One shape key"),
         ({"image_size": 1}, "bad_request", "image_size"),
         ({"views": 2}, "bad_request", "views"),
         ({"device": "abacus"}, "bad_request", "abacus"),
