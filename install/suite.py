@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"“{name}” is none of {', '.join(known)}.")
             return protocol.EXIT_USAGE
     python = backend.ensure(wheels=arguments.wheels, extras=("test",), quiet=True)
-    variables = {"LIM_BACKEND_PYTHON": str(python), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {"LIM_BACKEND_PYTHON": str(python), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}
     runs = []
     for layer in LAYERS:
         if layer not in layers:

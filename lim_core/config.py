@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import LimError
@@ -73,6 +74,35 @@ def base() -> ModelConfig:
 
 
 PRESETS = {"nano": nano, "small": small, "base": base}
+
+
+def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
+    """The configuration with some entries set, each as NAME=VALUE.
+
+    Raises:
+        LimError: `bad_request` for an unknown name, a value of another kind, or sizes that do not go together.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
+    values: dict[str, int | bool] = {}
+    for text in settings:
+        name, _, value = text.partition("=")
+        if name not in kinds:
+            raise LimError("bad_request", f"“{text}” sets nothing.", f"Write NAME=VALUE; names: {', '.join(kinds)}.")
+        try:
+            values[name] = {"true": True, "false": False}[value.lower()] if kinds[name] == "bool" else int(value)
+        except (KeyError, ValueError):
+            expected = "true or false" if kinds[name] == "bool" else "a whole number"
+            raise LimError("bad_request", f"“{text}”: {name} is {expected}.") from None
+        if values[name] < 1 and kinds[name] != "bool":
+            raise LimError("bad_request", f"“{text}”: {name} is 1 or more.")
+    config = dataclasses.replace(config, **values)
+    divisors = {"image_size": config.patch, "plane_size": 4, "evidence_channels": 8, "width": 4 * config.heads}
+    for name, divisor in divisors.items():
+        if getattr(config, name) % divisor:
+            raise LimError("bad_request", f"{name} {getattr(config, name)} is not divisible by {divisor}.")
+    if not config.lim_blocks < config.blocks:
+        raise LimError("bad_request", f"lim_blocks {config.lim_blocks} is not less than blocks {config.blocks}.")
+    return config
 
 
 def to_json(config: ModelConfig, network: str) -> str:

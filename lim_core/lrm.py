@@ -11,6 +11,7 @@ The twin has the same shape; its content channels are canonical coordinates inst
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -185,3 +186,11 @@ class LRM(nn.Module):
         if self.refine is not None:
             triplane = self.refine(triplane, planes)
         return triplane, Features(outputs[first - 1], outputs[first:], planes)
+
+    def with_lim_blocks(self, count: int) -> LRM:
+        """The same reconstructor, sharing its weights, that hands out the features of its last `count` blocks."""
+        if count == self.config.lim_blocks:
+            return self
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, lim_blocks=count)
+        return other

@@ -7,13 +7,14 @@ Rows, four held-out views each:
     flow      the input pictures and their depth interpolated in the image (flow.py), then LRM
     flow_rgb  the same without the depth: what an interpolator of pictures gives by itself
     lim       LIM; one more row for each `--ablate NAME=FOLDER`
+    straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
+              what can be had without knowing how things move
     oracle    LRM on the true middle
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ class Networks:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        return ("linear", "flow", "flow_rgb", "lim", *self.ablations, "oracle")
+        return ("linear", "flow", "flow_rgb", "lim", *self.ablations, "straight", "oracle")
 
     def decoder(self, row: str) -> torch.nn.Module:
         return self.ablations.get(row, (self.lrm,))[0].decoder
@@ -84,12 +85,13 @@ class Triplet:
         pack = packs.load(span.path)
         positions = span.positions(pack, (0, 0.5, 1))
         self.motion = scenes.motion(positions)
-        self.capture = scenes.capture(pack, positions, size)
+        halfway = (positions[0] + positions[2]) / 2
+        self.capture = scenes.capture(pack, np.concatenate([positions, halfway[None]]), size)
         self.real = scenes.truth(pack, positions[1], positions[0], pixels)
         self.outer = [scenes.truth(pack, positions[i], positions[0], pixels, 1) for i in (0, 2)]
 
     def views(self, moment: int, device) -> Views:
-        """What the networks see of the first (0), the middle (1) or the last moment (2)."""
+        """What the networks see of the first (0), the middle (1) or the last moment (2), or of the straight middle (3)."""
         return self.capture.network_views(moment, self.size, device)
 
 
@@ -168,17 +170,8 @@ def load(weights: str, ablate, frame_interpolator: str, device: torch.device) ->
         place = Path(folder)
         lim = checkpoint.load(place / "lim" if (place / "lim").is_dir() else place, "lim", device)
         own = checkpoint.load(place / "lrm", "lrm", device) if (place / "lrm").is_dir() else lrm
-        networks.ablations[name] = (with_blocks(own, lim.config.lim_blocks), lim)
+        networks.ablations[name] = (own.with_lim_blocks(lim.config.lim_blocks), lim)
     return networks
-
-
-def with_blocks(lrm: LRM, count: int) -> LRM:
-    """The same reconstructor, handing out the features of its last `count` blocks."""
-    if count == lrm.config.lim_blocks:
-        return lrm
-    other = copy.copy(lrm)
-    other.config = dataclasses.replace(lrm.config, lim_blocks=count)
-    return other
 
 
 def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.Tensor], float]:
@@ -198,6 +191,7 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
         "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
         "lim": between,
+        "straight": lrm(seen.views(3, device))[0],
         "oracle": lrm(seen.views(1, device))[0],
     }
     for name, (own, lim) in networks.ablations.items():

@@ -41,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", required=True, help="folder of rendered sequences (python -m lim_core cache)")
     p.add_argument("--out", default="", help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--preset", default="nano", choices=config.PRESETS)
+    p.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+        help="change a size of the preset (lim_core/config.py); for the interpolators only lim_blocks",
+    )  # fmt: skip
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
     p.add_argument(
         "--steps", type=int, default=0, help="stop after so many steps instead; the curve is then repeatable"
@@ -138,14 +142,19 @@ def build(args, where: torch.device) -> Networks:
             )
         frozen = checkpoint.load(args.lrm, twin, where)
         frozen.requires_grad_(False)
+        if any(not text.startswith("lim_blocks=") for text in args.settings):
+            message = "An interpolator has the sizes of its reconstructor; only lim_blocks can be set."
+            raise LimError("bad_request", message)
+        frozen = frozen.with_lim_blocks(config.changed(frozen.config, args.settings).lim_blocks)
         rgb = checkpoint.load(args.lrm_rgb, "lrm") if args.lrm_rgb else None
         if rgb is not None:
+            rgb = rgb.with_lim_blocks(frozen.config.lim_blocks)
             state.same_size(args.lrm_rgb, rgb.config, frozen.config)
         model = checkpoint.build(args.network, frozen.config)
         model.initialise_from(frozen.cpu(), rgb)
         frozen.to(where)
     else:
-        model = checkpoint.build(args.network, config.PRESETS[args.preset]())
+        model = checkpoint.build(args.network, config.changed(config.PRESETS[args.preset](), args.settings))
     if args.start:
         state.begin_from(model, args.start)
     size = model.config.image_size

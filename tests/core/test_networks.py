@@ -184,3 +184,20 @@ def test_broken_checkpoints_are_named(tmp_path, tiny_weights):
     data = json.loads((larger / "config.json").read_text()) | {"width": 64}
     (larger / "config.json").write_text(json.dumps(data))
     assert refusal(larger).code == "weights_broken"
+
+
+def test_a_preset_with_some_sizes_changed():
+    base = config.nano()
+    other = config.changed(base, ["blocks=4", "evidence=false"])
+    assert (other.blocks, other.evidence, other.width) == (4, False, base.width)
+    for wrong in ("depth=3", "blocks=two", "evidence=1", "image_size=100", "width=100", "lim_blocks=6", "heads=0"):
+        with pytest.raises(LimError, match=wrong.split("=")[0]):
+            config.changed(base, [wrong])
+
+
+def test_a_reconstructor_hands_out_the_features_of_fewer_blocks():
+    lrm, views = LRM(TINY).eval(), ball_views(TINY)
+    with torch.no_grad():
+        (planes, two), (same, one) = lrm(views), lrm.with_lim_blocks(1)(views)
+    assert torch.equal(planes, same) and (lrm.config.lim_blocks, len(two.blocks), len(one.blocks)) == (2, 2, 1)
+    assert torch.equal(one.entering, two.blocks[0]) and torch.equal(one.blocks[0], two.blocks[1])
