@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole path with the real backend and the bundled weights: scene → capture → networks → mesh with shape keys."""
+"""The whole path with the real backend and the bundled weights: scene or clip → networks → mesh with shape keys."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
+from lim_for_blender.blender_addon import capture_scene, compat, demo_scene
+
+from demo_film import film
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = os.environ.get("LIM_BACKEND_PYTHON", "")
@@ -39,3 +42,37 @@ def test_the_creature_becomes_one_mesh(tmp_path):
     middle = (places[1] + places[3]) / 2
     assert np.linalg.norm(places[2] - middle, axis=1).mean() < np.linalg.norm(places[3] - places[1], axis=1).mean() / 2
     assert glb.stat().st_size > 100_000
+
+
+@pytest.mark.skipif(not Path(BACKEND).is_file(), reason="LIM_BACKEND_PYTHON names no backend: python3 install test")
+@pytest.mark.skipif(not (ROOT / "lim_core/weights/multiview").is_dir(), reason="no weights for the views are bundled")
+def test_a_clip_becomes_a_mesh_that_covers_it(tmp_path, scene):
+    creature = demo_scene.build_creature(scene)
+    clip = film(capture_scene, scene, (creature.name,), tuple(range(1, 10, 2)), tmp_path / "ein Clip é")
+    out, report = tmp_path / "out.blend", tmp_path / "report.json"
+    options = ["--video", clip, "--step", "2", "--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job"]
+    options += ["--out", out, "--json", report, "--match-clip"]
+    run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=900)
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    assert run.returncode == 0 and facts["status"] == "done", facts
+    assert facts["keyframes"] == [1, 3, 5] and facts["frames"] == [1, 2, 3, 4, 5]
+    assert {"import", "views", "reconstruct", "trace"} <= set(facts["seconds"])
+    bpy.ops.wm.open_mainfile(filepath=str(out))
+    scene = bpy.context.scene
+    assert scene.camera.name == facts["camera"] and len(scene.objects[facts["object"]].data.shape_keys.key_blocks) == 6
+    scene.render.engine, scene.cycles.samples, scene.cycles.use_denoising = "CYCLES", 1, False
+    scene.render.film_transparent = True
+    scene.render.image_settings.file_format, scene.render.image_settings.color_mode = "PNG", "RGBA"
+    for frame in (1, 4, 5):
+        scene.frame_set(frame)
+        scene.render.filepath = str(tmp_path / f"seen_{frame}.png")
+        with compat.quiet_output():
+            bpy.ops.render.render(write_still=True)
+        seen, shot = (_alpha(path) for path in (scene.render.filepath, clip / f"film_{frame:03d}.png"))
+        overlap = (seen & shot).sum() / (seen | shot).sum()
+        assert overlap > (0.9 if frame in facts["keyframes"] else 0.65), (frame, overlap)
+
+
+def _alpha(path) -> np.ndarray:
+    image = bpy.data.images.load(str(path))
+    return np.array(image.pixels[:]).reshape(image.size[1], image.size[0], 4)[..., 3] > 0.5

@@ -6,11 +6,12 @@
 #
 # Needs Linux, Xvfb and ImageMagick. Takes some minutes; exit code 0 if every check passed. What comes out:
 #   OUT/report.json               ticks of a timer during Generate, the add-on's own time per step, what was checked
-#   OUT/panel.png running.png result.png cancelled.png
+#   OUT/panel.png running.png result.png cancelled.png video_views.png video_result.png
 #   OUT/blender.log               what Blender printed
 # Set in the environment:
 #   PYTHON    the backend's Python; the installed backend's, or any that can run lim_core (required)
 #   WEIGHTS   folder of the checkpoints; default: the ones in lim_core/weights
+#   VIEWS     folder of the pipeline for a video's views; default: the one in lim_core/weights (without any: no video)
 #   BLENDER   Blender's program; default: blender
 #   CHROOT    a folder with a Linux that holds Blender, to run it in there (needs root); default: none. What Blender needs
 #             from outside is mounted in a mount namespace of its own, and is gone with the script. Made for example by
@@ -33,6 +34,7 @@ mkdir -p "$1"
 OUT=$(realpath "$1")
 PYTHON=$(realpath --no-symlinks "$PYTHON")
 WEIGHTS=${WEIGHTS:+$(realpath "$WEIGHTS")}
+VIEWS=${VIEWS:+$(realpath "$VIEWS")}
 SIZE=${SIZE:-1280x800}
 WORK=$(mktemp -d)
 LOG=$OUT/blender.log
@@ -52,7 +54,7 @@ DISPLAY=:$(cat "$WORK/display")
 export DISPLAY
 
 run=(env "BLENDER_USER_RESOURCES=$WORK/resources" "LIM_GUI_OUT=$OUT" "LIM_GUI_WORK=$WORK" "LIM_GUI_PYTHON=$PYTHON"
-     "LIM_GUI_WEIGHTS=$WEIGHTS" "LIM_GUI_QUALITY=${QUALITY:-standard}" "${BLENDER:-blender}")
+     "LIM_GUI_WEIGHTS=$WEIGHTS" "LIM_GUI_VIEWS=$VIEWS" "LIM_GUI_QUALITY=${QUALITY:-standard}" "${BLENDER:-blender}")
 if [ -n "${CHROOT:-}" ]; then
   CHROOT=$(realpath "$CHROOT")
   show() { mkdir -p "$CHROOT$1"; mount --rbind "$1" "$CHROOT$1"; }
@@ -63,6 +65,7 @@ if [ -n "${CHROOT:-}" ]; then
   show "$OUT"
   show "$ROOT"
   [ -z "$WEIGHTS" ] || show "$WEIGHTS"
+  [ -z "$VIEWS" ] || show "$VIEWS"
   "$PYTHON" -I -c 'import sys; print(*dict.fromkeys((sys.prefix, sys.base_prefix)), sep="\n")' >"$WORK/prefixes"
   while read -r prefix; do
     case $prefix in /usr | /) ;; *) show "$prefix" ;; esac

@@ -3,7 +3,8 @@
 pictures. Started by `run.sh`, which also takes the pictures and says what comes out.
 
 What is done, in order: Generate to its end; one undo; Generate again from an empty cache, cancelled in the middle;
-Generate once more, which goes on from what the cancelled run had finished.
+Generate once more, which goes on from what the cancelled run had finished; a video, which stops when its views are made
+and goes on when they have been looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from mathutils import Euler
 ADDON = "bl_ext.user_default.lim"
 OUT, WORK = Path(os.environ["LIM_GUI_OUT"]), Path(os.environ["LIM_GUI_WORK"])
 PYTHON, WEIGHTS = Path(os.environ["LIM_GUI_PYTHON"]), os.environ["LIM_GUI_WEIGHTS"]
-QUALITY = os.environ["LIM_GUI_QUALITY"]
+QUALITY, VIEWS = os.environ["LIM_GUI_QUALITY"], os.environ["LIM_GUI_VIEWS"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "blender"))
+from demo_film import film  # noqa: E402
 
 TICK = 0.05
 """Seconds that the measured timer asks for."""
@@ -40,6 +43,7 @@ spans: list[tuple[float, float, float, str]] = []  # began, ended, CPU seconds, 
 drawings: list[tuple[float, float, float, str]] = []  # the same of Blender's drawing
 ticks: list[float] = []
 loads: list[tuple[float, float]] = []
+stages: list[str] = []  # what the panel said since the last Generate
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -254,10 +258,11 @@ def set_up():
     yield from settle(3.0)
 
 
-def generate():
+def generate(**options):
     job = bpy.context.window_manager.lim_job
+    stages.clear()
     with here():
-        answer = bpy.ops.lim.generate("INVOKE_DEFAULT")
+        answer = bpy.ops.lim.generate("INVOKE_DEFAULT", **options)
     check("Generate runs on in the background", answer == {"RUNNING_MODAL"} and job.running)
     yield 0.0
 
@@ -276,6 +281,8 @@ def wait_for(done):
     job = bpy.context.window_manager.lim_job
     end = time.monotonic() + PATIENCE
     while job.running and not done():
+        if job.stage not in stages:
+            stages.append(job.stage)
         if time.monotonic() > end:
             raise RuntimeError("The run takes too long.")
         yield 0.1
@@ -333,9 +340,12 @@ def script():
     scene, job = bpy.context.scene, bpy.context.window_manager.lim_job
     check("undo restores the scene", state_of_scene() == before)
 
-    # Cancelled in the middle.
+    # Cancelled in the middle, in a file that is saved.
     with here():
         bpy.ops.lim.cache_clear()
+        bpy.ops.wm.save_as_mainfile(filepath=str(WORK / "scene.blend"))
+    yield 1.0
+    scene, job = bpy.context.scene, bpy.context.window_manager.lim_job
     before, since = state_of_scene(), time.monotonic()
     yield from generate()
     yield from wait_for(lambda: job.fraction > 0.35)
@@ -358,6 +368,55 @@ def script():
     yield 0.5
     report["runs"]["resumed"] = measured(since, time.monotonic())
     check("the next run finishes", not job.error_text and job.result in scene.objects)
+    check("the next run does not capture again", stages and not any("Capturing" in stage for stage in stages))
+    yield from video()
+
+
+def video():
+    """A clip of the source, the other views looked at, and the result over the clip."""
+    operators = importlib.import_module(f"{ADDON}.blender_addon.operators")
+    root = Path(operators.ids.ROOT)
+    if not VIEWS and not (root / "lim_core/weights/multiview").is_dir():
+        report["video"] = "There are no weights for a video's views."
+        return
+    clip_camera = importlib.import_module(f"{ADDON}.blender_addon.clip_camera")
+    scene, job = bpy.context.scene, bpy.context.window_manager.lim_job
+    with here():
+        scene.frame_set(1)
+        capture_scene = importlib.import_module(f"{ADDON}.blender_addon.capture_scene")
+        clip = film(capture_scene, scene, ("Dino",), tuple(range(1, 10, 2)), WORK / "film")
+        bpy.data.batch_remove(list(scene.objects))
+        bpy.ops.lim.import_video(filepath=str(clip))
+    check("the panel says what the clip holds", "5 pictures" in scene.lim.video_text)
+    scene.lim.video_keyframes, scene.lim.views_model, scene.lim.stop_after_views = "EVERY", VIEWS, True
+    before = state_of_scene()
+    yield from generate()
+    yield from wait_for(lambda: False)
+    check("the views are shown, and the run waits", job.waiting and job.picture_icon and not job.error_text)
+    check("a run that waits leaves the scene untouched", state_of_scene() == before)
+    yield from settle()
+    yield from picture("video_views")
+    timing = (scene.frame_start, scene.frame_end, scene.render.fps, scene.render.resolution_x)
+    since = time.monotonic()
+    yield from generate(go_on=True)
+    yield from wait_for(lambda: False)
+    yield 0.5
+    report["runs"]["video"] = measured(since, time.monotonic())
+    camera = clip_camera.camera_of(scene.objects.get(job.result))
+    check("the video's mesh has its camera", camera is not None and not job.error_text)
+    after = (scene.frame_start, scene.frame_end, scene.render.fps, scene.render.resolution_x)
+    check("the scene keeps its timing", after == timing)
+    if camera is None:
+        return
+    with here():
+        bpy.ops.lim.result_select()
+        bpy.ops.lim.clip_match()
+        scene.frame_set(3)
+        space = view().spaces.active
+        space.region_3d.view_perspective, space.overlay.show_extras = "CAMERA", True
+        bpy.ops.view3d.view_center_camera()
+    yield from settle()
+    yield from picture("video_result")
 
 
 def drive(steps=None):
