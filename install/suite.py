@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in known:
             say(f"“{name}” is none of {', '.join(known)}.")
             return protocol.EXIT_USAGE
-    python = backend.ensure(wheels=arguments.wheels, extras=("test",), quiet=True)
+    python = backend.ensure(wheels=arguments.wheels, extras=("test", "training"), quiet=True)
     variables = {"LIM_BACKEND_PYTHON": str(python), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}
     runs = []
     for layer in LAYERS:
