@@ -7,7 +7,7 @@ Reads, from the job folder, whatever is there of:
 |---|---|---|
 | captured | `capture/kKKK_vVV.png` (RGBA) | Blender, at the keyframes |
 | interpolated | `previews/triplane_fNNN_vVV.png` (RGB or RGBA) | the stage “interpolate” |
-| traced | `previews/traced_fNNN_vVV.png` (RGB or RGBA) | Blender, from the result |
+| traced | `previews/traced_fNNN_vVV.png` (RGB or RGBA) | Blender, from the result; where it has not, `drawn.py` |
 
 KKK counts keyframes, NNN entries of `request.frames()`, VV views of the capture: one column shows the same camera and the
 same time all the way down. A picture that is missing leaves its place empty; a row without pictures is left out.
@@ -59,7 +59,7 @@ def rows(asked: Request) -> list[Row]:
         return protocol.image_file(index // steps, view) if index % steps == 0 else None
 
     return [
-        Row("captured", "keyframes", captured),
+        Row("captured", "the clip, and made up" if asked.source == "video" else "keyframes", captured),
         Row("interpolated", "rendered triplanes", functools.partial(protocol.preview_file, "triplane")),
         Row("traced", "one mesh, one texture", functools.partial(protocol.preview_file, "traced")),
     ]
@@ -227,6 +227,9 @@ def main(argv: list[str]) -> int:
     job = Path(options.job)
     asked = request.read(job)
     try:
+        from . import drawn
+
+        drawn.draw(job, asked, min(VIEWS, asked.rig_views, asked.views))
         if options.out:
             path = Path(options.out)
             path.parent.mkdir(parents=True, exist_ok=True)

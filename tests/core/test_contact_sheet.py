@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lim_core import contact_sheet, protocol, request
+from lim_core import cameras, contact_sheet, protocol, request, result
 from lim_core.errors import LimError
 
 
@@ -140,3 +140,38 @@ def test_every_picture_of_a_camera_shows_the_same_part(tmp_path):
     assert tuple(first[11, 5]) == tuple(second[11, 16]) == (255, 0, 0)
     assert tuple(first[11, 16]) == tuple(second[11, 5]) == (255, 255, 255)
     assert contact_sheet.part_in_use(tmp_path, asked, 1) == contact_sheet.WHOLE
+
+
+def test_a_result_is_drawn_without_blender(tmp_path):
+    asked = request.Request(keyframes=(1, 3), inbetweens=1, image_size=128, views=4)
+    request.write(asked, tmp_path)
+    camera, lens = cameras.job_cameras(128, 4)
+    across, up = camera[0, :3, 0], -camera[0, :3, 1]
+    square = np.stack([-across - up, across - up, across + up, up - across]) * 0.3
+    positions = np.stack([square - 0.4 * across, square, square + 0.4 * across]).astype(np.float32)
+    faces, corners = np.array([[0, 1, 2], [0, 2, 3]], np.int32), np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    texture = np.zeros((64, 64, 3), np.uint8)
+    texture[:32, :, 0], texture[32:, :, 2] = 200, 100  # red above, blue below
+    result.save_arrays(tmp_path / protocol.CAMERAS_FILE, camera_to_world=camera, intrinsics=lens)
+    out = str(tmp_path / "sheet.png")
+    with pytest.raises(LimError, match="no pictures"):
+        contact_sheet.main([str(tmp_path), "--out", out])
+
+    def finish(positions):
+        summary = {"frames": asked.frames(), "template": asked.template}
+        arrays = {"positions": positions, "frames": np.array(asked.frames()), "faces": faces}
+        result.write(tmp_path, summary, texture, **arrays, loop_uvs=corners[faces])
+        assert contact_sheet.main([str(tmp_path), "--out", out]) == 0
+        return [np.asarray(Image.open(tmp_path / protocol.preview_file("traced", t, 0))) for t in range(3)]
+
+    pictures = finish(positions)
+    places = [np.argwhere(picture[..., 3] > 127).mean(0) for picture in pictures]
+    assert places[1] == pytest.approx([128, 128], abs=1) and places[0][1] < 128 < places[2][1]
+    half = np.argwhere(pictures[1][..., 3] > 127)[:, 0].mean()
+    assert tuple(pictures[1][int(half) - 20, 128]) == (200, 0, 0, 255)
+    assert tuple(pictures[1][int(half) + 20, 128]) == (0, 0, 100, 255)
+    assert np.array_equal(finish(positions[::-1])[0], pictures[2]), "a new result is drawn anew"
+    paint(tmp_path / protocol.preview_file("traced", 0, 0), (1, 2, 3))
+    assert contact_sheet.main([str(tmp_path), "--out", out]) == 0
+    with Image.open(tmp_path / protocol.preview_file("traced", 0, 0)) as kept:
+        assert kept.size == (20, 20), "Blender's picture is kept"
