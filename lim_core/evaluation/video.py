@@ -5,8 +5,9 @@ Rows: `ours` (the whole video path), `single_view` (the reconstructor on the one
 paper; its meshes tracked by the nearest point of the next), and `oracle_views` (the whole path on the rig's true views). What
 is compared are the even frames, which are interpolated, from four cameras at random.
 
-`fvd` (of the 4 × 7 pictures, stretched to 16 frames) and `lpips` need weights that are not shipped: null without. `frechet_patch_distance` needs none: the Fréchet distance
-between Gaussians of small space-time patches (2 frames × 8 × 8 pixels of 64² pictures, 48 principal components of the truth).
+`fvd` (of the 4 × 7 pictures, stretched to 16 frames) and `lpips` need weights that are not shipped: null without.
+`frechet_patch_distance` needs none: the Fréchet distance between Gaussians of small space-time patches (2 frames × 8 × 8
+pixels of 64² pictures, 48 principal components of the truth). The summary is written anew after every clip.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from PIL import Image
 from scipy import linalg
 from scipy.spatial import cKDTree
 
-from .. import cameras, checkpoint, perceptual, pipeline, protocol, surface, triplane
+from .. import cameras, checkpoint, drawn, perceptual, pipeline, protocol, surface, triplane
 from .. import device as devices
 from ..capture import Capture
 from ..data import packs, rays
 from ..data.packs import Pack
 from ..errors import LimError
-from ..render import render_image
+from ..render import occupancy, render_image
 from ..request import Request
 from ..video import adapters, importing
 from ..worker import Reporter
@@ -38,11 +39,9 @@ from . import metrics, pictures, scenes, tracking
 ROWS = ("ours", "single_view", "oracle_views")
 FRAMES, STEP, SIZE, SHOWN = 16, 2, 256, 128
 NOVEL = 4
+FACES, TEXTURE, GRID = 4000, 512, 96  # of a job's mesh; of a single view's surface
 SECONDS = 1.25  # of the clip, at most
-NAMES = (
-    "psnr", "psnr_fg", "ssim", "lpips", "silhouette_iou", "track_error", "cd3d", "cd4d", "cdm",
-    "jitter", "seconds",
-)  # fmt: skip
+NAMES = (*metrics.PICTURE, "silhouette_iou", "track_error", "cd3d", "cd4d", "cdm", "jitter", "seconds")
 
 
 @dataclasses.dataclass
@@ -100,11 +99,16 @@ def evaluate(
             shown = [source_view(pack, positions[FRAMES // 2]), truth.pictures[middle, 0]]
             shown += [found[name].pictures[middle, 0] for name in ROWS]
             sheet.append(pictures.Row(path.stem, f"{row['ours.psnr']:.1f} dB", shown))
-            metrics.write_rows(out, rows)
             print(
                 f"{path.stem}: " + " ".join(f"{k}={v:.3g}" for k, v in row.items() if isinstance(v, float)), flush=True
             )
+            write(out, rows, seen, skipped, sheet, fvd, device)
     scenes.need_any(rows, skipped, packs_folder)
+    return write(out, rows, seen, skipped, sheet, fvd, device)
+
+
+def write(out: Path, rows: list[dict], seen: dict, skipped: list[dict], sheet: list[pictures.Row], fvd: str, device):
+    """All results of the clips so far; returns the summary."""
     table = {name: {measured: metrics.mean(rows, f"{name}.{measured}") for measured in NAMES} for name in ROWS}
     for name in ROWS:
         table[name]["frechet_patch_distance"] = round(frechet(*(patches(seen[n]) for n in (name, "truth"))), 5)
@@ -156,7 +160,7 @@ def measure(found: Moving, truth: Moving, pack: Pack, positions: np.ndarray, jud
     shown, real = (x.pictures.reshape(-1, *x.pictures.shape[2:]).clip(0, 1) for x in (found, truth))
     compared = metrics.pictures(shown, real, (real < 0.99).any(-1), judge)
     points = tracking.material_points(found.positions[0], found.faces, positions[0], pack.faces)
-    true = points.at(positions, pack.faces)
+    true = metrics.at_places(positions, pack.faces, *points)
     diagonal = float(np.linalg.norm(np.ptp(positions[0], axis=0)))
     return compared | {
         "silhouette_iou": float(np.mean([metrics.iou(a, b) for a, b in zip(found.silhouettes, truth.silhouettes)])),
@@ -174,8 +178,9 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
     """A job on the clip; with `model` None on the rig's true views instead of generated ones."""
     keyframes = [*range(0, FRAMES - 1, STEP), FRAMES - 1]
     asked = Request(
-        keyframes=tuple(float(k + 1) for k in keyframes), inbetweens=STEP - 1, source="video", video="evaluation",
-        image_size=SIZE, views=8 if model else 4, template_faces=4000, texture_size=512, weights=weights, elevation=cameras.RIG[0][1],
+        keyframes=tuple(float(k + 1) for k in keyframes), inbetweens=STEP - 1, image_size=SIZE, views=4 + 4 * bool(model),
+        template_faces=FACES, texture_size=TEXTURE, weights=weights, elevation=cameras.RIG[0][1],
+        source="video" if model else "objects",
     )  # fmt: skip
     reporter = Reporter(machine=False)
     reporter.event = lambda *args, **fields: None
@@ -196,17 +201,8 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
             found = {name: arrays[name] for name in ("positions", "frames", "faces", "loop_uvs")}
         texture = np.asarray(Image.open(job / protocol.TEXTURE_FILE).convert("RGB"))
     index = [int(np.abs(found["frames"] - frame).argmin()) for frame in range(1, FRAMES + 1)]
-    mesh = as_pack(found["faces"], found["loop_uvs"], texture, found["positions"][index])
+    mesh = drawn.textured(found["positions"][index], found["faces"], found["loop_uvs"], texture)
     return rendered(mesh, found["positions"][index], seed, seconds)
-
-
-def as_pack(faces: np.ndarray, loop_uvs: np.ndarray, texture: np.ndarray, positions: np.ndarray) -> Pack:
-    """A job's result as an asset, to be rendered like one."""
-    return Pack(
-        name="result", faces=faces, uv=loop_uvs, face_material=np.zeros(len(faces), np.uint8),
-        texture_shape=np.array([texture.shape[:2]]), texture_start=np.array([0]), texels=texture.reshape(-1, 3),
-        clip_names=("result",), clip_start=np.array([0, len(positions)]), fps=1.0, stored_positions=positions,
-    )  # fmt: skip
 
 
 def single_view(lrm, pack: Pack, positions: np.ndarray, seed: int, device) -> Moving:
@@ -223,27 +219,29 @@ def single_view(lrm, pack: Pack, positions: np.ndarray, seed: int, device) -> Mo
         measuring += time.monotonic() - began
         shown = Capture(rgba[None], None, camera, lens, 1).network_views(0, size, device)
         planes, _ = lrm(shown)
-        grid = triplane.density_grid(lrm.decoder, planes, 96).cpu().numpy()
+        grid = triplane.density_grid(lrm.decoder, planes, GRID).cpu().numpy()
         vertices, triangles = surface.marching_cubes(grid, min(pipeline.SURFACE_LEVEL, 0.5 * float(grid.max())))
         if faces is None:
-            vertices, faces = surface.simplify(vertices, triangles, 4000)
+            vertices, faces = surface.simplify(vertices, triangles, FACES)
             followed.append(vertices)
         else:
             points = metrics.sample_surface(vertices, triangles, 50_000)
             followed.append(points[cKDTree(points).query(followed[-1])[1]].astype(np.float32))
         began = time.monotonic()
+        busy = occupancy(lrm.decoder, planes)
         if t in even_frames():
-            pictures.append([_drawn(lrm, planes, c, k)[0] for c, k in zip(novel, novel_lens)])
-        silhouettes.append(_drawn(lrm, planes, first[0], first_lens[0])[1])
+            pictures.append([_drawn(lrm, planes, busy, c, k)[0] for c, k in zip(novel, novel_lens)])
+        silhouettes.append(_drawn(lrm, planes, busy, first[0], first_lens[0])[1])
         measuring += time.monotonic() - began
     seconds = time.monotonic() - started - measuring
     return Moving(np.array(pictures), np.stack(silhouettes), np.stack(followed), faces, seconds)
 
 
-def _drawn(lrm, planes: torch.Tensor, camera: np.ndarray, lens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(lrm, planes: torch.Tensor, busy: torch.Tensor, camera: np.ndarray, lens: np.ndarray):
+    """A picture [H, W, 3] of a triplane and its silhouette [H, W]."""
     where = planes.device
     camera, lens = torch.from_numpy(camera).to(where), torch.from_numpy(lens).to(where)
-    colour, _, mask = render_image(lrm.decoder, planes, camera, lens, SHOWN, samples=64)
+    colour, _, mask = render_image(lrm.decoder, planes, camera, lens, SHOWN, samples=64, busy=busy)
     return colour.cpu().numpy().clip(0, 1), mask.cpu().numpy() > 0.5
 
 
