@@ -201,3 +201,11 @@ def test_a_reconstructor_hands_out_the_features_of_fewer_blocks():
         (planes, two), (same, one) = lrm(views), lrm.with_lim_blocks(1)(views)
     assert torch.equal(planes, same) and (lrm.config.lim_blocks, len(two.blocks), len(one.blocks)) == (2, 2, 1)
     assert torch.equal(one.entering, two.blocks[0]) and torch.equal(one.blocks[0], two.blocks[1])
+
+
+def test_four_small_networks_leave_room_in_what_may_be_shipped():
+    with torch.device("meta"):
+        networks = [checkpoint.build(name, config.small()) for name in config.NETWORKS]
+    assert (
+        sum(p.numel() for network in networks for p in network.parameters()) * 2 < 87e6
+    )  # fp16; 100 MB with goldens and multiview
