@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from ..errors import LimError, from_os_error
 from . import logs
 
 RUN, STATE = "run.json", "state.safetensors"
+LOCAL = ("out", "cache", "watch_cache", "start", "lrm", "lrm_rgb", "perceptual", "call_minutes", "benchmark")
+"""Arguments that say where and in how many calls a run was made, not what it learnt."""
 
 
 @dataclasses.dataclass
@@ -71,7 +74,9 @@ def claim(out: Path, network: str, model_config: ModelConfig, batch: int, argume
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(path, {**run, "arguments": arguments, "held_out": held_out})
+        checkpoint.write_json(
+            path, {**run, "arguments": {k: v for k, v in arguments.items() if k not in LOCAL}, "held_out": held_out}
+        )
     except OSError as error:
         raise from_os_error(error, f"starting the training run {out}") from None
     return held_out
@@ -222,13 +227,12 @@ def record(out: Path, arguments: dict, counters: Counters) -> dict:
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git here
         commit = ""
-    places = ("out", "cache", "watch_cache", "start", "lrm", "lrm_rgb", "perceptual")
     rows = logs.read(out / "log.csv")
     return {
         "commit": commit,
-        "arguments": {k: v for k, v in arguments.items() if k not in places},
+        "arguments": {k: v for k, v in arguments.items() if k not in LOCAL},
         **dataclasses.asdict(counters),
-        "last_log_row": {k: float(v) for k, v in rows[-1].items() if v} if rows else {},
+        "last_log_row": {k: float(v) for k, v in rows[-1].items() if v and math.isfinite(float(v))} if rows else {},
         "torch": torch.__version__,
     }
 
