@@ -29,6 +29,7 @@ def test_the_creature_becomes_one_mesh(tmp_path):
     options = ["--input", scene, "--keyframes", "1,9", "--inbetweens", "1", "--quality", "draft", "--backend", BACKEND]
     options += ["--job", folder / "job", "--out", out, "--glb", glb, "--json", report]
     run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=500)
+    assert report.is_file(), f"ended with {run.returncode} without a report"
     facts = json.loads(report.read_text(encoding="utf-8"))
     assert run.returncode == 0 and facts["status"] == "done", facts
     bpy.ops.wm.open_mainfile(filepath=str(out))
@@ -53,6 +54,7 @@ def test_a_clip_becomes_a_mesh_that_covers_it(tmp_path, scene):
     options = ["--video", clip, "--step", "2", "--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job"]
     options += ["--out", out, "--json", report, "--match-clip"]
     run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=900)
+    assert report.is_file(), f"ended with {run.returncode} without a report"
     facts = json.loads(report.read_text(encoding="utf-8"))
     assert run.returncode == 0 and facts["status"] == "done", facts
     assert facts["keyframes"] == [1, 3, 5] and facts["frames"] == [1, 2, 3, 4, 5]

@@ -101,6 +101,7 @@ def test_poses_become_one_mesh_with_in_betweens(scene, tmp_path, name):
     options = ["--input", path, *options, "--keyframes", ",".join(map(str, frames)), "--inbetweens", "1"]
     options += ["--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job", "--out", out, "--json", report]
     run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=1500)
+    assert report.is_file(), f"ended with {run.returncode} without a report"
     facts = json.loads(report.read_text(encoding="utf-8"))
     assert run.returncode == 0 and facts["status"] == "done", facts
     bpy.ops.wm.open_mainfile(filepath=str(out))
