@@ -465,7 +465,8 @@ def bake_texture(request, capture: Capture, template, fitted, reconstruction, fo
         trust = np.where(np.arange(request.views) == 0, 1.0, MADE_UP)
     image = texture.bake(
         fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, depth, capture.camera_to_world,
-        capture.intrinsics, request.texture_size, trust=trust, on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
+        capture.intrinsics, request.texture_size, home=int(template["home"]), trust=trust,
+        on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
     )  # fmt: skip
     return {"loop_uvs": loop_uvs.astype(np.float32), "image": image}
 

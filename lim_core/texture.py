@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One UV set and one image for the template: unwrapped with xatlas, baked from the captured views of all keyframes.
 
-Texels take their colour straight from the views that see them best; the first keyframe, where the template fits best, is
-asked first. Arrays are numpy; colours are sRGB-encoded 8 bit; texture row 0 is v = 1.
+Texels take their colour straight from the views that see them best; the template's own keyframe, where it fits best, is
+asked first, the others fill what it does not show. Arrays are numpy; colours are sRGB-encoded 8 bit; texture row 0 is v = 1.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 from . import cameras
+from .arap import factorise, link
+from .data import rays
 from .errors import LimError
-from .surface import grid_normals, vertex_normals
+from .surface import edges_of, grid_normals, vertex_normals
 
 SHARPNESS = 5.0  # a view counts with its cosine to this power: 60° off counts 1/32 of head-on
 ENOUGH = 0.02  # summed weight from which a texel needs no further keyframe: one view at 63°
+EDGE = 0.02  # what a pixel at the edge of something counts: only where there is no other
+SURFACE_ERROR = 0.005  # model units between the template and what it was made from
+DOUBT = 0.1  # what a pixel at the own keyframe counts whose surface is not the template's: better than none
 PADDING = 4  # texels between charts, so that the first two mip levels do not bleed
 
 
@@ -105,6 +110,7 @@ def bake(
     intrinsics: np.ndarray,
     size: int = 1024,
     *,
+    home: int = 0,
     trust: np.ndarray | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
@@ -115,10 +121,11 @@ def bake(
         faces: [F, 3]; loop_uvs: [F, 3, 2].
         images: [K, views, H, W, 4] uint8, straight alpha; depth_planar: [K, views, H, W], 0 where nothing is.
         camera_to_world: [views, 4, 4]; intrinsics: [views, 3, 3]; the same at all keyframes.
+        home: the template's own keyframe; the others fill, nearest first, what is not seen well there.
         trust: [views] what each view counts against the others; None: all alike.
     Returns:
-        uint8 [size, size, 3], row 0 is v = 1. Gutters are filled from the nearest chart, texels that no view sees from the
-        nearest seen surface in space.
+        uint8 [size, size, 3], row 0 is v = 1. Gutters are filled from the nearest chart; what no view sees takes over the
+        colours around it, along the surface.
     Raises:
         LimError bad_capture: the arrays do not fit together.
     """
@@ -132,38 +139,34 @@ def bake(
     barycentric = barycentric.reshape(-1, 3)[covered]
     count = len(corners)
     colour, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
-    jobs = len(positions)
-    for k in range(jobs):
-        # Later keyframes only fill what earlier ones did not see well: the fit there is never better.
-        todo = np.flatnonzero(weight < ENOUGH)
+    order = sorted(range(len(positions)), key=lambda k: (abs(k - home), k))
+    for done, k in enumerate(order):
+        todo = np.flatnonzero(weight < ENOUGH)  # the mesh fits nowhere better than at home
         if not len(todo):
             break
-        point = np.einsum("tk,tki->ti", barycentric[todo], positions[k][corners[todo]])
         normal = np.einsum("tk,tki->ti", barycentric[todo], vertex_normals(positions[k], faces)[corners[todo]])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-        colour_k, weight_k = _see(point, normal, images[k], depth_planar[k], camera_to_world, intrinsics, trust)
+        point = np.einsum("tk,tki->ti", barycentric[todo], positions[k][corners[todo]])
+        views = (images[k], depth_planar[k], camera_to_world, intrinsics)
+        drawn = rays.depth(positions[k], faces, camera_to_world, intrinsics, images.shape[3])
+        colour_k, weight_k = _see(point, normal, *views, trust=trust, drawn=drawn, doubt=DOUBT if k == home else 0.0)
+        # What is missing is added, so that there is no border where one keyframe ends and the next begins.
+        weight_k = np.minimum(weight_k, ENOUGH - weight[todo])
         total = weight[todo] + weight_k
         share = np.divide(weight_k, total, out=np.zeros_like(total), where=total > 0)[:, None]
         colour[todo] = (1 - share) * colour[todo] + share * colour_k
         weight[todo] = total
-        report(0.9 * (k + 1) / jobs)
+        report(0.8 * (done + 1) / len(order))
 
-    seen = weight > 1e-4
-    if not seen.any():
+    if not (weight > 0).any():
         raise LimError("bad_capture", "No texel of the template is visible in any captured view.", "Capture again.")
-    normals = vertex_normals(positions[0], faces)
-    point = np.einsum("tk,tki->ti", barycentric, positions[0][corners])
-    if not seen.all():
-        # Points that face another way count as further off: the inside of a sleeve is not painted like its outside.
-        normal = np.einsum("tk,tki->ti", barycentric, normals[corners])
-        place = np.concatenate([point, 0.05 * normal], 1)
-        known = np.flatnonzero(seen)
-        sample = known[:: max(1, len(known) // 200_000)]
-        distance, index = cKDTree(place[sample]).query(place[~seen], k=min(8, len(sample)), workers=1)
-        distance, index = distance.reshape(len(distance), -1), index.reshape(len(distance), -1)
-        share = 1.0 / (distance + 1e-4) ** 2
-        share /= share.sum(1, keepdims=True)
-        colour[~seen] = np.einsum("tk,tki->ti", share, colour[sample[index]])
+    unsure = np.flatnonzero(weight < ENOUGH)
+    if len(unsure):
+        around = _spread(positions[home], faces, corners, barycentric, colour, weight)
+        share = (weight[unsure] / ENOUGH)[:, None]
+        filled = np.einsum("tk,tki->ti", barycentric[unsure], around[corners[unsure]])
+        colour[unsure] = share * colour[unsure] + (1 - share) * filled
+    report(0.95)
 
     picture = np.zeros((size * size, 3), np.float32)
     picture[covered] = colour
@@ -172,6 +175,24 @@ def bake(
     picture = picture[tuple(nearest)]
     report(1.0)
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+
+def _spread(vertices, faces, corners, barycentric, colour, weight) -> np.ndarray:
+    """Colours [V, 3] of the vertices: what their texels have seen, and where that is nothing, the smoothest continuation
+    along the surface (and across gaps between parts, to what is nearest)."""
+    size = len(vertices)
+    mass = barycentric * weight[:, None]
+    known = np.bincount(corners.ravel(), mass.ravel(), size)
+    total = [np.bincount(corners.ravel(), (mass * colour[:, i, None]).ravel(), size) for i in range(3)]
+    diagonal = float(np.linalg.norm(np.ptp(vertices, axis=0)))
+    edges, _ = link(vertices, edges_of(faces), np.ones(len(edges_of(faces))), diagonal)
+    length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 1e-4 * diagonal
+    graph = sparse.coo_matrix((length.mean() / length, (edges[:, 0], edges[:, 1])), (size, size)).tocsr()
+    graph = graph + graph.T
+    hold = 100.0 * known / max(float(np.median(known[known > 0])), 1e-12)
+    matrix = sparse.diags(np.asarray(graph.sum(1)).ravel() + hold + 1e-9) - graph
+    right = hold[:, None] * np.stack(total, 1) / np.maximum(known, 1e-12)[:, None]
+    return factorise(matrix.tocsc()).solve(right).astype(np.float32)
 
 
 def see(
@@ -210,8 +231,13 @@ def see_points(
     return colour / 255.0, weight
 
 
-def _see(point, normal, images, depths, poses, intrinsics, trust=None) -> tuple[np.ndarray, np.ndarray]:
-    """Colour [N, 3] float32 in 0..255 and summed weight [N] over the views of one keyframe."""
+def _see(point, normal, images, depths, poses, intrinsics, *, trust=None, drawn=None, doubt=0.0):
+    """Colour [N, 3] float32 in 0..255 and summed weight [N] over the views of one keyframe.
+
+    Args:
+        drawn: depth [views, H, W] of the mesh itself, which decides what is seen; None: the captured depth does.
+        doubt: as in `_sample`.
+    """
     count, views = len(point), len(images)
     samples = np.zeros((views, count, 3), np.float32)
     weights = np.zeros((views, count), np.float32)
@@ -224,7 +250,8 @@ def _see(point, normal, images, depths, poses, intrinsics, trust=None) -> tuple[
         facing = np.flatnonzero(cosine > 0.1)
         if not len(facing):
             continue
-        colour, quality = _sample(point[facing], normal[facing], images[v], depth, poses[v], intrinsics[v])
+        mesh = depth if drawn is None else drawn[v]
+        colour, quality = _sample(point[facing], normal[facing], images[v], depth, mesh, poses[v], intrinsics[v], doubt)
         samples[v, facing] = colour
         weights[v, facing] = quality * cosine[facing] ** SHARPNESS * (1 if trust is None else trust[v])
     total = weights.sum(0)
@@ -237,34 +264,53 @@ def _see(point, normal, images, depths, poses, intrinsics, trust=None) -> tuple[
     return mean, total
 
 
-def _sample(point, normal, image, depth, pose, intrinsic) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear colour [N, 3] over those of the four pixels that show this very surface, and their share [N] in 0..1."""
+def _sample(point, normal, image, depth, drawn, pose, intrinsic, doubt: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear colour [N, 3] over those of the four pixels that show this very surface, and their share [N] in 0..1.
+
+    Args:
+        depth, drawn: [H, W], captured, and of the mesh that the points are on.
+        doubt: what a pixel counts whose captured surface is not the mesh's.
+    """
     height, width = depth.shape
     pixel, z = cameras.project(point, pose, intrinsic)
     pixel = pixel - 0.5
     base = np.floor(pixel).astype(np.int64)
     part = pixel - base
-    grid = cameras.unproject(depth, pose, intrinsic)
-    surface_normal = grid_normals(grid, depth, pose, intrinsic)
-    # Pixels at the edge of something nearer may belong to it: those count a tenth.
-    nearest = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), 3, mode="nearest")
-    furthest = ndimage.maximum_filter(depth, 3, mode="nearest")
-    edge = (
-        (depth > nearest + 0.04) | (ndimage.minimum_filter(depth, 3, mode="nearest") <= 0) | (furthest > depth + 0.04)
-    )
-    trust = np.where(edge, 0.1, 1.0).astype(np.float32)
+    surface_normal, tolerance, edge = _surface(depth, pose, intrinsic)
+    own_tolerance = tolerance
+    if drawn is not depth:
+        _, own_tolerance, own_edge = _surface(drawn, pose, intrinsic)
+        edge = edge | own_edge
+    trust = np.where(edge, EDGE, 1.0)
+    trust = trust * np.maximum(1.0 / (1.0 + (np.abs(drawn - depth) / (tolerance + SURFACE_ERROR)) ** 4), doubt)
+    trust[depth <= 0] = 0
     colour = np.zeros((len(point), 3), np.float32)
-    total, quality = np.zeros(len(point), np.float32), np.zeros(len(point), np.float32)
+    total = np.zeros(len(point), np.float32)
     for dy in (0, 1):
         for dx in (0, 1):
             column, row = base[:, 0] + dx, base[:, 1] + dy
             valid = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             column, row = np.clip(column, 0, width - 1), np.clip(row, 0, height - 1)
-            here = depth[row, column]
+            here = drawn[row, column]
+            valid &= (here > 0) & (np.abs(here - z) < own_tolerance[row, column] + SURFACE_ERROR)
             agree = np.einsum("ti,ti->t", surface_normal[row, column], normal)
-            valid &= (here > 0) & (np.abs(here - z) < 0.025) & (agree > 0.2)
             share = np.abs(1 - dx - part[:, 0]) * np.abs(1 - dy - part[:, 1]) * valid
+            share = share * trust[row, column] * np.where(agree > 0.2, 1.0, doubt)
             colour += share[:, None] * image[row, column, :3]
             total += share
-            quality += share * trust[row, column]
-    return colour / np.maximum(total, 1e-9)[:, None], np.where(total > 0.05, quality, 0.0)
+    return colour / np.maximum(total, 1e-9)[:, None], total
+
+
+def _surface(depth, pose, intrinsic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a depth picture: normals [H, W, 3]; within what depth [H, W] the next pixel of the same surface lies; and which
+    pixels are at the edge of something, where a mesh a little off would be painted with it."""
+    grid = cameras.unproject(depth, pose, intrinsic)
+    normal = grid_normals(grid, depth, pose, intrinsic)
+    towards = pose[:3, 3] - grid
+    cosine = np.einsum("hwi,hwi->hw", normal, towards) / np.maximum(np.linalg.norm(towards, axis=2), 1e-9)
+    slope = np.minimum(np.sqrt(1 - np.minimum(cosine**2, 1)) / np.maximum(cosine, 1e-3), 6.0)
+    tolerance = depth / intrinsic[0, 0] * (1.0 + 1.5 * slope)
+    nearest = ndimage.minimum_filter(np.where(depth > 0, depth, 0), 3, mode="nearest")
+    furthest = ndimage.maximum_filter(depth, 3, mode="nearest")
+    edge = (depth > nearest + 2 * tolerance) | (furthest > depth + 2 * tolerance)
+    return normal, tolerance, edge

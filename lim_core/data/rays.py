@@ -156,6 +156,20 @@ def sample(
     )
 
 
+def depth(
+    vertices: np.ndarray, faces: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int
+) -> np.ndarray:
+    """Planar depth float32 [N, size, size] of a mesh alone, 0 where nothing is; errors as in `sample`."""
+    vertices = np.ascontiguousarray(vertices, np.float32)
+    scene = EmbreeScene()
+    TriangleMesh(scene, vertices, np.ascontiguousarray(faces, np.int32))
+    pixels = _object_pixels("the mesh", vertices, camera_to_world, intrinsics, size)
+    rows, hit = Eyes(camera_to_world, intrinsics, size).shoot(scene, pixels, 0.5, 0.5)
+    found = np.zeros(len(camera_to_world) * size * size, np.float32)
+    found[pixels[rows]] = hit["tfar"]
+    return found.reshape(-1, size, size)
+
+
 def albedo(pack: Pack, face: np.ndarray, u: np.ndarray, v: np.ndarray, nearest: bool = False) -> np.ndarray:
     """sRGB-encoded colour float32 [R, 3] in 0..255 at barycentric (u, v) [R] of faces [R]; textures repeat."""
     material = pack.face_material[face]

@@ -14,6 +14,7 @@ from ..errors import LimError, from_os_error
 GAP, MARGIN, HEADER = 4, 118, 26  # pixels
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (130, 130, 130)
 ROWS_PER_SHEET = 12
+TILE, GALLERY_COLUMNS = 144, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,35 @@ class Row:
     label: str
     note: str
     images: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+    """An asset of a gallery: its name, a note, and two rows of as many images float [H, H, 3] in [0, 1]."""
+
+    label: str
+    note: str
+    above: list[np.ndarray]
+    below: list[np.ndarray]
+
+
+def gallery(exhibits: list[Exhibit]) -> Image.Image:
+    """All exhibits on one page, GALLERY_COLUMNS of them beside each other."""
+    across = min(GALLERY_COLUMNS, len(exhibits))
+    down = -(-len(exhibits) // across)
+    width, height = len(exhibits[0].above) * (TILE + GAP) + 4 * GAP, HEADER + 2 * (TILE + GAP) + 2 * GAP
+    page = Image.new("RGB", (across * width, down * height), PAPER)
+    draw = ImageDraw.Draw(page)
+    plain = ImageFont.load_default(14)
+    for number, shown in enumerate(exhibits):
+        left, top = number % across * width + 2 * GAP, number // across * height
+        draw.text((left, top + HEADER // 2), shown.label, INK, plain, anchor="lm")
+        draw.text((left + width - 5 * GAP, top + HEADER // 2), shown.note, FAINT, plain, anchor="rm")
+        for line, images in enumerate((shown.above, shown.below)):
+            for column, image in enumerate(images):
+                eight = Image.fromarray((resized(image, TILE) * 255).round().astype(np.uint8))
+                page.paste(eight, (left + column * (TILE + GAP), top + HEADER + line * (TILE + GAP)))
+    return page
 
 
 def sheet(rows: list[Row], columns: list[str]) -> Image.Image:
@@ -53,7 +83,7 @@ def save_sheets(out: Path, rows: list[Row], columns: list[str]) -> None:
 def save(image: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        image.save(path, quality=88)  # of a .jpg; others have none
     except OSError as error:
         raise from_os_error(error, "writing a picture") from error
 

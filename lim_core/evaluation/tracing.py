@@ -49,30 +49,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=1, choices=range(1, STEPS), help="steps from keyframe to keyframe")
     parser.add_argument("--quality", default="standard", choices=request.QUALITIES, help="of the capture")
     parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
+    parser.add_argument("--gallery", default="", help="picture to write (.jpg): every asset, captured and traced")
 
 
 def evaluate(
     packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, every: int = 1,
-    quality: str = "standard", lpips: str = "",
+    quality: str = "standard", lpips: str = "", gallery: str = "",
 ) -> dict:  # fmt: skip
     """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
     Args:
         every: steps from keyframe to keyframe; quality: of the capture, one of `request.QUALITIES`.
+        gallery: file of a picture of all assets, the traced mesh below what was captured.
     Raises:
         LimError: `bad_pack` where no pack can be measured; a single bad one is skipped and named in the summary.
     """
     out = Path(out)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, skipped, sheet, classes = [], [], [], {name: [] for name in ROWS}
+    rows, skipped, sheet, exhibits, classes = [], [], [], [], {name: [] for name in ROWS}
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             sequence = Sequence.liveliest(packs.load(path), every)
             job = out / "jobs" / path.stem
             asked = make_job(sequence, job, weights, quality)
-            row, images, by_motion = measure(sequence, job, asked, device, judge)
+            seen = capture.read(job, asked)
+            traces, found = traced(job, asked, seen, device)
+            row, images, by_motion = measure(sequence, asked, seen, traces, found, judge)
             rows.append({"asset": path.stem, "clip": sequence.pack.clip_names[sequence.clip]} | row)
-            sheet.append(pictures.Row(path.stem, f"{row['lim_fit.track_error']:.2f} %", images))
+            error = f"{row['lim_fit.track_error']:.2f} %"
+            sheet.append(pictures.Row(path.stem, error, images))
+            exhibits.append(exhibit(path.stem, error, asked, seen, traces["lim_fit"][0], found))
             for name in ROWS:
                 classes[name].append(by_motion[name])
             metrics.write_rows(out, rows)
@@ -95,6 +101,8 @@ def evaluate(
         "skipped": skipped,
     }
     metrics.write(out, rows, summary)
+    if gallery:
+        pictures.save(pictures.gallery(exhibits), Path(gallery))
     pictures.save_sheets(out, sheet, ["truth", "", "", *(n for name in SHOWN for n in (name, "", ""))])
     return summary
 
@@ -147,34 +155,42 @@ def make_job(sequence: Sequence, job: Path, weights: str, quality: str) -> Reque
         keyframes=sequence.keyframes, inbetweens=sequence.inbetweens, image_size=size, views=4 + extra,
         template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
     )  # fmt: skip
+    write_job(sequence.pack, sequence.positions(sequence.keyframes), job, asked)
+    return asked
+
+
+def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> None:
+    """The job folder of a pack whose vertices are at keyframes [K, V, 3]; one that is complete is left alone."""
     if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
-        return asked
-    camera_to_world, intrinsics = cameras.job_cameras(size, asked.views)
-    for k, positions in enumerate(sequence.positions(sequence.keyframes)):
-        seen = rays.render(sequence.pack, positions, camera_to_world, intrinsics, size)
+        return
+    camera_to_world, intrinsics = cameras.job_cameras(asked.image_size, asked.views)
+    for k, positions in enumerate(keyframes):
+        seen = rays.render(pack, positions, camera_to_world, intrinsics, asked.image_size)
         for v in range(asked.views):
             result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
         result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
     result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
     request.write(asked, job)
-    return asked
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-class _Silent(Reporter):
+class Silent(Reporter):
+    """Tells nobody."""
+
     def event(self, name: str, **fields) -> None:
         pass
 
 
-def traced(job: Path, asked: Request, device) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
+def traced(
+    job: Path, asked: Request, seen: Capture, device
+) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
     """Every row's positions [T, V, 3] at `asked.frames()` and the seconds that they took, and what the job's stages left.
 
     Rows are kept beside the stages, under the hash of code and capture.
     """
-    reporter = _Silent(machine=False)
+    reporter = Silent(machine=False)
     found = pipeline.run(job, asked, device, reporter)
     seconds = {stage: float(found[stage]["seconds"]) for stage in found}
-    seen = capture.read(job, asked)
     folders = checkpoint.folders(asked.weights)
     template, surfaces = found["surface"], found["canonical"]
     networks = seconds["surface"] + seconds["reconstruct"] + seconds["canonical"]
@@ -223,9 +239,12 @@ def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[st
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
-def measure(sequence: Sequence, job: Path, asked: Request, device, judge):
-    """One asset's line of results.csv, its pictures for the sheet, and the rows' errors by motion."""
-    rows, found = traced(job, asked, device)
+def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judge):
+    """One asset's line of results.csv, its pictures for the sheet, and the rows' errors by motion.
+
+    Args:
+        rows, found: as `traced` gives them.
+    """
     times = np.array(asked.frames())
     faces, template = found["surface"]["faces"], found["surface"]["vertices"]
     keyframe = int(found["surface"]["home"])
@@ -240,7 +259,6 @@ def measure(sequence: Sequence, job: Path, asked: Request, device, judge):
     held_out = [scenes.truth(sequence.pack, real[t], real[0]) for t in moved]
     images, mask = (np.concatenate([getattr(t, name) for t in held_out]) for name in ("images", "mask"))
     textured = painted(found)
-    seen = capture.read(job, asked)
     row = {
         "template_step": times[home],
         "motion": motion[moved].mean(),
@@ -273,6 +291,19 @@ def measure(sequence: Sequence, job: Path, asked: Request, device, judge):
         sheet[name] = [drawn[i][window] for i in shown]
     line = [pictures.resized(image, scenes.SIZE) for name in ("truth", *SHOWN) for image in sheet[name]]
     return row, line, by_motion
+
+
+def exhibit(
+    name: str, note: str, asked: Request, seen: Capture, positions: np.ndarray, found: dict[str, dict[str, np.ndarray]]
+) -> pictures.Exhibit:
+    """The first, the middle and the last keyframe as the first camera captured them, and the traced mesh in their place."""
+    textured, steps = painted(found), asked.inbetweens + 1
+    camera, intrinsics, size = seen.camera_to_world[:1], seen.intrinsics[:1], seen.rgba.shape[2]
+    shown = [0, seen.keyframes // 2, seen.keyframes - 1]
+    above = [seen.rgba[k, 0] for k in shown]
+    below = [rays.render(textured, positions[k * steps], camera, intrinsics, size).rgba[0] for k in shown]
+    window = pictures.crop(np.stack([*above, *below])[..., 3] > 0)
+    return pictures.Exhibit(name, note, *([rays.over(image[window]) for image in row] for row in (above, below)))
 
 
 def painted(found: dict[str, dict[str, np.ndarray]]) -> Pack:

@@ -73,6 +73,42 @@ def test_another_keyframe_fills_what_the_first_does_not_see(torus):
     assert one < 20 and two > 30
 
 
+def baked_psnr(torus, baked):
+    vertices, faces, loop_uvs, *_ = torus
+    face_of, barycentric = texture.rasterise(loop_uvs, SIZE)
+    inside = face_of >= 0
+    points = np.einsum("tk,tki->ti", barycentric[inside], vertices[faces[face_of[inside]]])
+    return 10 * np.log10(255**2 / np.mean((baked[inside].astype(float) - shapes.paint(points)) ** 2))
+
+
+def test_the_templates_own_keyframe_is_asked_first(torus):
+    vertices, faces, loop_uvs, images, depth, camera_to_world, intrinsics = torus
+    positions = np.stack([vertices + [0, 0, 0.08], vertices])  # badly fitted to its capture, and well
+    both = np.stack([images, images]), np.stack([depth, depth])
+    own, other = (
+        texture.bake(positions, faces, loop_uvs, *both, camera_to_world, intrinsics, SIZE, home=home) for home in (1, 0)
+    )
+    assert baked_psnr(torus, own) > 34 > 30 > baked_psnr(torus, other)
+
+
+def test_a_template_that_is_off_takes_the_colours_that_stand_in_its_place(torus):
+    vertices, faces, loop_uvs, images, depth, camera_to_world, intrinsics = torus
+    axis = vertices * [1, 1, 0]
+    axis *= 0.55 / np.linalg.norm(axis, axis=1, keepdims=True)
+    thinner = axis + 0.8 * (vertices - axis)  # by 0.044
+    baked = texture.bake(thinner[None], faces, loop_uvs, images[None], depth[None], camera_to_world, intrinsics, SIZE)
+    assert baked_psnr(torus, baked) > 20
+
+
+def test_what_nobody_sees_continues_its_surroundings(torus):
+    vertices, faces, loop_uvs, images, depth, camera_to_world, intrinsics = torus
+    below = camera_to_world[:, 2, 3] < 0.3  # nobody looks from above
+    grey, dark = images.copy(), depth * below[:, None, None]
+    grey[..., :3] = 90
+    baked = texture.bake(vertices[None], faces, loop_uvs, grey[None], dark[None], camera_to_world, intrinsics, SIZE)
+    assert 0 < below.sum() < len(below) and (np.abs(baked.astype(int) - 90) <= 1).all()
+
+
 def test_vertex_colours(torus):
     vertices, faces, _, images, depth, camera_to_world, intrinsics = torus
     colours, weight = texture.see(vertices, faces, images, depth, camera_to_world, intrinsics)

@@ -389,7 +389,7 @@ def test_the_source_view_dominates_the_texture(finished, monkeypatch):
     asked = request.read(finished[0])
     capture = type("Capture", (), dict.fromkeys(("rgba", "depth_planar", "camera_to_world", "intrinsics"), 1))
     monkeypatch.setattr(texture, "unwrap", lambda *args: np.zeros((1, 3, 2)))
-    template = {"vertices": None, "faces": None}
+    template = {"vertices": None, "faces": None, "home": 0}
     pipeline.bake_texture(asked, capture, template, {"keyframes": None}, None, None, None, _Silent())
     assert seen["trust"][0] == 1 and (seen["trust"][1:] < 0.2).all()
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m lim_core evaluate job`: how long a whole job takes, from a capture on disk to the result, stage by stage.
+
+Three keyframes around the liveliest moment of every pack, `--inbetweens` between each and the next, a template of `--faces`
+triangles and a texture of 1024 pixels, in the quality “standard”. The load of the machine stands beside the seconds: other
+programs on it make them longer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import device as devices
+from .. import pipeline, request
+from ..data import packs
+from ..request import Request
+from . import metrics, scenes
+from .tracing import STEP_SECONDS, Silent, write_job
+
+KEYFRAMES = 3
+
+
+def evaluate(
+    packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, inbetweens: int = 7,
+    faces: int = 20000, texture_size: int = 1024,
+) -> dict:  # fmt: skip
+    """Run the jobs anew, write results.csv and summary.json into `out`, and return the summary.
+
+    Raises:
+        LimError: `bad_pack` where no pack can be run.
+    """
+    out = Path(out)
+    rows, skipped = [], []
+    for path in scenes.evenly(packs.list_packs(packs_folder), limit):
+        with scenes.skipping(skipped, path.stem):
+            job = out / "jobs" / path.stem
+            shutil.rmtree(job, ignore_errors=True)
+            asked = make_job(packs.load(path), job, weights, inbetweens, faces, texture_size)
+            rows.append({"asset": path.stem} | timed(job, asked, device))
+            metrics.write_rows(out, rows)
+            print(f"{path.stem}: {rows[-1]['wall']:.1f} s, of the processor {rows[-1]['cpu']:.1f} s", flush=True)
+    scenes.need_any(rows, skipped, packs_folder)
+    summary = {
+        "seconds": {name: metrics.mean(rows, name) for name in rows[0] if name != "asset"},
+        "keyframes": KEYFRAMES,
+        "inbetweens": (KEYFRAMES - 1) * inbetweens,
+        "faces": faces,
+        "texture_size": texture_size,
+        "peak_megabytes": peak_memory(),
+        "jobs": len(rows),
+        "device": devices.describe(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "skipped": skipped,
+    }
+    metrics.write(out, rows, summary)
+    return summary
+
+
+def make_job(pack: packs.Pack, job: Path, weights: str, inbetweens: int, faces: int, texture_size: int) -> Request:
+    """Three keyframes, two steps of `evaluate tracing` apart (or as far as the clip goes), as a job folder."""
+    clip, middle = scenes.liveliest(pack)
+    last = pack.frames(clip) - 1
+    apart = min(2 * STEP_SECONDS * pack.fps, last / (KEYFRAMES - 1))
+    start = np.clip(middle - apart, 0, last - (KEYFRAMES - 1) * apart)
+    size, extra, *_ = request.QUALITIES["standard"]
+    asked = Request(
+        keyframes=tuple(1.0 + (inbetweens + 1) * k for k in range(KEYFRAMES)), inbetweens=inbetweens, image_size=size,
+        views=4 + extra, template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
+    )  # fmt: skip
+    write_job(pack, pack.model_positions(clip, [start + apart * k for k in range(KEYFRAMES)]), job, asked)
+    return asked
+
+
+def timed(job: Path, asked: Request, device) -> dict[str, float]:
+    """Seconds of every stage, of the whole (`wall`) and of the processor, and the machine's load before and after."""
+    loads = hasattr(os, "getloadavg")
+    before = os.getloadavg()[0] if loads else np.nan
+    began, used = time.monotonic(), time.process_time()
+    found = pipeline.run(job, asked, device, Silent(machine=False))
+    wall, cpu = time.monotonic() - began, time.process_time() - used
+    seconds = {stage: float(arrays["seconds"]) for stage, arrays in found.items()}
+    after = os.getloadavg()[0] if loads else np.nan
+    return seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}
+
+
+def peak_memory() -> float | None:
+    """Of this process so far, in MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(size / (1e6 if sys.platform == "darwin" else 1e3), 1)
