@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from .evidence import Advance, Pillars, PlaneTokens, Refine, fuse
 from .images import Views
 from .lrm import LRM, Attention, Features, ImageEncoder, TriplaneHead, mlp, sincos
 
+NEIGHBOURS = 7  # cells along each side of the square in which nothing may move
 ALPHA_SCALE = 1000.0  # α in [0, 1] is encoded as 0..1000, the range that the frequencies of `sincos` resolve
 
 
@@ -150,3 +152,28 @@ class LIM(nn.Module):
             planes = self.advance(triplane, *ends, alpha)
             triplane = self.refine(triplane, planes)
         return triplane, Features(features.entering.expand(batch, -1, -1), outputs, planes)
+
+
+class Anchors:
+    """What holds LIM's triplanes between two keyframes to LRM's own: at both ends, and all the way where nothing moves.
+
+    T̂(α) + g^(4α(1−α)) · lerp(T_k − T̂(0), T_{k+1} − T̂(1), α), g near 1 in cells around which both triplanes agree. A step of
+    ours after the paper's network: LIM by itself loses detail that both keyframes show at the same place. RGB only, as the
+    canonical twin has no triplane at its target.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, lim: LIM, features: Features, condition, start: Float[Tensor, "1 3 C R R"], end: Float[Tensor, "1 3 C R R"]
+    ):  # fmt: skip
+        """start, end: LRM's triplanes at the features' time and at the condition's."""
+        both = torch.cat([start, end])
+        self.missing = both - lim(features, condition, start.new_tensor([0.0, 1.0]))[0]
+        spread = both.std((0, 3, 4), keepdim=True).clamp_min(1e-6)
+        moved = (((end - start) / spread) ** 2).mean(2).sqrt()  # 1 3 R R
+        self.still = torch.exp(-(F.max_pool2d(moved, NEIGHBOURS, 1, NEIGHBOURS // 2) ** 2))[:, :, None]
+
+    def hold(self, planes: Float[Tensor, "B 3 C R R"], alpha: Float[Tensor, " B"]) -> Float[Tensor, "B 3 C R R"]:
+        """LIM's triplanes at `alpha`, held."""
+        share = alpha.to(planes)[:, None, None, None, None]
+        return planes + self.still ** (4 * share * (1 - share)) * torch.lerp(self.missing[:1], self.missing[1:], share)

@@ -34,6 +34,7 @@ from .arap import Arap
 from .capture import Capture
 from .errors import LimError
 from .images import pixel_rays
+from .lim import Anchors
 from .render import render_image
 from .request import Request
 from .worker import Reporter
@@ -226,21 +227,25 @@ def reconstruct(capture: Capture, folders, device, reporter: Reporter) -> dict[s
 
 
 @torch.no_grad()
-def interpolated(request: Request, capture: Capture, lrm, lim, device) -> Iterator[torch.Tensor]:
-    """T̂ [1, 3, C, R, R] at every frame: the keyframes as LRM sees them, between them LIM's."""
+def interpolated(
+    request: Request, capture: Capture, lrm, lim, device, *, anchored: bool = True
+) -> Iterator[torch.Tensor]:
+    """T̂ [1, 3, C, R, R] at every frame: the keyframes as LRM sees them, between them LIM's, anchored to them (or not)."""
     size = lrm.config.image_size
-    features = conditions = pair = start = None
+    pair, end = None, (None, None)
     for k, alpha in request.intervals():
         if pair != k:
-            start, features = lrm(capture.network_views(k, size, device))
-            conditions = lim.condition(capture.network_views(k + 1, size, device))
+            start, features = end if pair is not None else lrm(capture.network_views(k, size, device))
+            following = capture.network_views(k + 1, size, device)
+            end, condition = lrm(following), lim.condition(following)
+            anchors = Anchors(lim, features, condition, start, end[0]) if anchored else None
             pair = k
-        if alpha == 0:
-            yield start
-        elif alpha == 1:
-            yield lrm(capture.network_views(k + 1, size, device))[0]
+        if alpha in (0, 1):
+            yield end[0] if alpha else start
         else:
-            yield lim(features, conditions, torch.tensor([alpha], device=device))[0]
+            at = torch.tensor([alpha], device=device)
+            between = lim(features, condition, at)[0]
+            yield anchors.hold(between, at) if anchors else between
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m lim_core evaluate alpha`: what happens between two keyframes, at nine moments against the true frames.
 
-Rows: `linear` (blend of the keyframes' triplanes), `lim`, `reversed` (LIM with the keyframes swapped, at 1 − α), `oracle` (LRM on
+Rows: `linear` (blend of the keyframes' triplanes), `lim`, `anchored` (`lim.Anchors`), `reversed` (LIM with the keyframes swapped, at 1 − α), `oracle` (LRM on
 the true moment). For each, pictures of two held-out views and the distance of its triplane to the oracle's. From them:
 
     ends          LIM minus LRM in dB, at α = 0 and at α = 1
@@ -22,14 +22,14 @@ import torch
 from .. import cameras, checkpoint, perceptual
 from .. import device as devices
 from ..data import packs
-from ..lim import LIM
+from ..lim import LIM, Anchors
 from ..lrm import LRM
 from . import metrics, pictures, scenes
 from .scenes import Span
 from .speed import BATCH
 
 ALPHAS = tuple(i / 8 for i in range(9))
-ROWS = ("linear", "lim", "reversed", "oracle")
+ROWS = ("linear", "lim", "anchored", "reversed", "oracle")
 VIEWS = 2  # of the held-out ones
 FOLLOWED = 3000  # surface points
 SEEN = 0.02  # model units between a point and the true depth at its pixel, above which something hides it
@@ -126,10 +126,12 @@ def between(lrm: LRM, lim: LIM, moments: list) -> tuple[dict[str, list[torch.Ten
     alphas = torch.tensor(ALPHAS, device=oracle[0].device)
     forward = torch.cat([lim(features[0], there, part)[0] for part in alphas.split(BATCH)])
     backward = torch.cat([lim(features[-1], back, part)[0] for part in (1 - alphas).split(BATCH)])
+    anchors = Anchors(lim, features[0], there, oracle[0], oracle[-1])
     still = lim(features[0], back, alphas.new_tensor([0.5]))[0]
     planes = {
         "linear": [torch.lerp(oracle[0], oracle[-1], a) for a in alphas],
         "lim": list(forward.split(1)),
+        "anchored": list(anchors.hold(forward, alphas).split(1)),
         "reversed": list(backward.split(1)),
         "oracle": list(oracle),
     }

@@ -7,6 +7,7 @@ Rows, four held-out views each:
     flow      the input pictures and their depth interpolated in the image (flow.py), then LRM
     flow_rgb  the same without the depth: what an interpolator of pictures gives by itself
     lim       LIM; one more row for each `--ablate NAME=FOLDER`
+    anchored  LIM, held to LRM's triplanes where nothing moves (`lim.Anchors`): what a job shows
     straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
               what can be had without knowing how things move
     oracle    LRM on the true middle
@@ -28,7 +29,7 @@ from .. import device as devices
 from ..data import packs
 from ..errors import LimError
 from ..images import Views
-from ..lim import LIM
+from ..lim import LIM, Anchors
 from ..lrm import LRM
 from . import flow, metrics, pictures, scenes, speed
 from .scenes import Span
@@ -71,7 +72,7 @@ class Networks:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        return ("linear", "flow", "flow_rgb", "lim", *self.ablations, "straight", "oracle")
+        return ("linear", "flow", "flow_rgb", "lim", "anchored", *self.ablations, "straight", "oracle")
 
     def decoder(self, row: str) -> torch.nn.Module:
         return self.ablations.get(row, (self.lrm,))[0].decoder
@@ -185,12 +186,14 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.
     between, _ = networks.lim(features, condition, half)
     devices.synchronise(device)
     seconds = time.monotonic() - started
+    end = lrm(last)[0]
     middle = flow.between(seen.capture, 0, 2, 0.5, networks.interpolator)
     planes = {
-        "linear": (start + lrm(last)[0]) / 2,
+        "linear": (start + end) / 2,
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
         "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
         "lim": between,
+        "anchored": Anchors(networks.lim, features, condition, start, end).hold(between, half),
         "straight": lrm(seen.views(3, device))[0],
         "oracle": lrm(seen.views(1, device))[0],
     }
@@ -213,6 +216,11 @@ def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
         "gap": gap,
         "rows": found,
         "gap_closed": {m: gap_closed(found, m) for m in measures},
+        "gap_closed_by": {
+            name: {m: gap_closed(found, m, name) for m in measures}
+            for name in names
+            if name not in ("linear", "oracle")
+        },
         "high_motion": {
             "rows": high,
             "gap_closed": {m: gap_closed(high, m) for m in measures},
@@ -223,9 +231,9 @@ def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
     }
 
 
-def gap_closed(table: dict, measure: str) -> float | None:
-    """(lim − linear) / (oracle − linear); None where there is no gap to close."""
-    linear, lim, oracle = (table[name][measure] for name in ("linear", "lim", "oracle"))
+def gap_closed(table: dict, measure: str, row: str = "lim") -> float | None:
+    """(row − linear) / (oracle − linear); None where there is no gap to close."""
+    linear, lim, oracle = (table[name][measure] for name in ("linear", row, "oracle"))
     return round((lim - linear) / (oracle - linear), 4) if oracle - linear > 1e-3 else None
 
 

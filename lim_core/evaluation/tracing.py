@@ -226,7 +226,7 @@ def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[st
     vertices = template["vertices"]
     home = int(template["home"]) * (asked.inbetweens + 1)
     surfaces = []
-    for planes in pipeline.interpolated(asked, seen, lrm, lim, device):
+    for planes in pipeline.interpolated(asked, seen, lrm, lim, device, anchored=False):
         if len(surfaces) == home:
             colours = lrm.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
         surfaces.append(pipeline.labelled_surface(lrm.decoder, planes, device))
