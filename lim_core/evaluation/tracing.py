@@ -58,6 +58,8 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
+    All but the sheets are written after every asset.
+
     Args:
         every: steps from keyframe to keyframe; quality: of the capture, one of `request.QUALITIES`.
         gallery: file of a picture of all assets, the traced mesh below what was captured.
@@ -81,10 +83,21 @@ def evaluate(
             exhibits.append(exhibit(path.stem, error, asked, seen, traces["lim_fit"][0], found))
             for name in ROWS:
                 classes[name].append(by_motion[name])
-            metrics.write_rows(out, rows)
+            summary = summarise(rows, classes, every, quality, device, skipped)
+            metrics.write(out, rows, summary)
+            if gallery:
+                pictures.save(pictures.gallery(exhibits), Path(gallery))
             print(f"{path.stem}: " + " ".join(f"{n}={row[f'{n}.track_error']:.2f}" for n in ROWS), flush=True)
     scenes.need_any(rows, skipped, packs_folder)
-    summary = {
+    summary["skipped"] = skipped
+    metrics.write(out, rows, summary)
+    pictures.save_sheets(out, sheet, ["truth", "", "", *(n for name in SHOWN for n in (name, "", ""))])
+    return summary
+
+
+def summarise(rows: list[dict], classes: dict, every: int, quality: str, device, skipped: list[dict]) -> dict:
+    """summary.json of what is measured so far."""
+    return {
         "rows": {name: {m: metrics.mean(rows, f"{name}.{m}") for m in NAMES} for name in ROWS},
         "error_by_motion": {
             "edges": [*tracking.BINS[:-1], None],
@@ -100,11 +113,6 @@ def evaluate(
         "device": devices.describe(torch.device(device)),
         "skipped": skipped,
     }
-    metrics.write(out, rows, summary)
-    if gallery:
-        pictures.save(pictures.gallery(exhibits), Path(gallery))
-    pictures.save_sheets(out, sheet, ["truth", "", "", *(n for name in SHOWN for n in (name, "", ""))])
-    return summary
 
 
 # ---- sequences -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from embreex.rtcore_scene import EmbreeScene
 from scipy.spatial import cKDTree
 
 from ..arap import Arap
+from ..errors import LimError
 from ..surface import face_normals, vertex_normals
 from . import metrics
 
@@ -83,12 +84,13 @@ def chamfers(positions: np.ndarray, faces: np.ndarray, truth: np.ndarray, truth_
         a, b = metrics.at_places(mine, faces, *ours), metrics.at_places(true, truth_faces, *theirs)
         if forth is None:
             forth, back = cKDTree(b).query(a)[1], cKDTree(a).query(b)[1]
-        fresh = [
-            metrics.sample_surface(*mesh, CHAMFER_SAMPLES, seed)
-            for seed, mesh in ((2 * t, (mine, faces)), (2 * t + 1, (true, truth_faces)))
-        ]
+        fresh = metrics.sample_surface(true, truth_faces, CHAMFER_SAMPLES, 2 * t + 1)
+        try:
+            own = metrics.sample_surface(mine, faces, CHAMFER_SAMPLES, 2 * t)
+        except LimError:  # a mesh that has shrunk to a point has no area; it is measured where it is
+            own = a
         moved = np.linalg.norm(a - b[forth], axis=1).mean() + np.linalg.norm(b - a[back], axis=1).mean()
-        rows.append((metrics.chamfer(*fresh), metrics.chamfer(a, b), moved))
+        rows.append((metrics.chamfer(own, fresh), metrics.chamfer(a, b), moved))
     return dict(zip(("cd3d", "cd4d", "cdm"), np.mean(rows, 0).tolist()))
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import shapes
 from lim_core import protocol, request
 from lim_core.data import packs, procedural
-from lim_core.evaluation import evaluate, job, tracing
+from lim_core.evaluation import evaluate, job, tracing, tracking
 
 SIZE = 96
 
@@ -66,6 +67,14 @@ def test_every_row_is_measured_and_all_assets_are_in_the_gallery(folder, tmp_pat
         np.asarray(page.crop((x, 40, x + page.width // 2, page.height)), float) for x in (0, page.width // 2)
     )
     assert middle.std() > 10 and right.std() > 10, "both assets are shown"
+
+
+def test_a_mesh_that_shrinks_to_a_point_is_measured_not_left_out():
+    vertices, faces = shapes.tube(rings=8, around=6)
+    still = np.stack([vertices, vertices])
+    gone = np.stack([vertices, np.zeros_like(vertices)])
+    assert max(tracking.chamfers(still, faces, still, faces).values()) < 0.1
+    assert min(tracking.chamfers(gone, faces, still, faces).values()) > 0.2
 
 
 def test_a_whole_job_is_timed_stage_by_stage(folder, tmp_path, tiny_weights):
