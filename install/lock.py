@@ -123,6 +123,8 @@ TRAINING = """
     manifold3d==3.5.4
     accelerate==1.15.0
     psutil==7.2.2
+    transformers==5.23.0
+    tokenizers==0.23.3
     tensorboard==2.21.0
     absl-py==2.5.1
     grpcio==1.85.1

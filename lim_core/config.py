@@ -23,6 +23,10 @@ class ModelConfig:
     """Pixels along each side of an image token."""
     width: int = 128
     heads: int = 4
+    dino_width: int = 0
+    dino_blocks: int = 0
+    dino_heads: int = 0
+    """Of a DINOv2 whose tokens join those of the patches (pretrained.py); all 0: none."""
     encoder_blocks: int = 2
     """Self-attention blocks over all views' image tokens before they condition the planes."""
     blocks: int = 6
@@ -66,9 +70,9 @@ def small() -> ModelConfig:
 
 
 def base() -> ModelConfig:
-    """The scale of the paper's family, for those with a cluster."""
+    """The scale of the paper's family, with DINOv2 ViT-B/14 before it, for those with a cluster."""
     return ModelConfig(
-        image_size=256, patch=16, width=768, heads=12, encoder_blocks=12, blocks=12, lim_blocks=6, plane_tokens=32,
+        image_size=256, patch=16, width=768, heads=12, dino_width=768, dino_blocks=12, dino_heads=12, encoder_blocks=4, blocks=12, lim_blocks=6, plane_tokens=32,
         upsample=4, channels=48, ray_samples=96, evidence_channels=64, refine_blocks=3,
     )  # fmt: skip
 
@@ -100,6 +104,9 @@ def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
     for name, divisor in divisors.items():
         if getattr(config, name) % divisor:
             raise LimError("bad_request", f"{name} {getattr(config, name)} is not divisible by {divisor}.")
+    dino = (config.dino_width, config.dino_blocks, config.dino_heads)
+    if any(dino) and (not all(dino) or config.dino_width % config.dino_heads):
+        raise LimError("bad_request", f"dino_width, dino_blocks and dino_heads {dino} do not go together.")
     if not config.lim_blocks < config.blocks:
         raise LimError("bad_request", f"lim_blocks {config.lim_blocks} is not less than blocks {config.blocks}.")
     return config

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LRM: calibrated views of one time → triplane (LIM, section 3.1), and its canonical twin LRM̄.
 
-    image tokens = ViT(patches of pixels ⊕ Plücker rays), all views together
+    image tokens = ViT(patches of pixels ⊕ Plücker rays [+ DINOv2's tokens]), all views together
     stream       = plane tokens (sin-cos of plane and place) [+ the fused evidence]
     × blocks:      LN → cross-attention to the image tokens → +;  LN → self-attention → +;  LN → MLP → +
     triplane     = linear + pixel shuffle [+ convolutions of it and the evidence]
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .evidence import Pillars, PlaneTokens, Refine, fuse
 from .images import Views, input_channels, network_input
+from .pretrained import Dino
 from .triplane import TriplaneDecoder
 
 
@@ -101,6 +102,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Linear(input_channels(config.evidence) * config.patch**2, config.width)
+        self.dino = Dino(config) if config.dino_width else None
         self.register_buffer("place", sincos_grid(config.image_size // config.patch, config.width), persistent=False)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -113,7 +115,10 @@ class ImageEncoder(nn.Module):
         count = size // patch
         patches = pixels.unflatten(3, (count, patch)).unflatten(2, (count, patch))  # B V gh p gw p C
         patches = patches.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(2, 3)
-        tokens = (self.embed(patches) + self.place).flatten(1, 2)
+        tokens = self.embed(patches) + self.place
+        if self.dino is not None:
+            tokens = tokens + self.dino(views.content)
+        tokens = tokens.flatten(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

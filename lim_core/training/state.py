@@ -28,7 +28,7 @@ from ..errors import LimError, from_os_error
 from . import logs
 
 RUN, STATE = "run.json", "state.safetensors"
-LOCAL = ("out", "cache", "watch_cache", "start", "lrm", "lrm_rgb", "perceptual", "call_minutes", "benchmark")
+LOCAL = ("out", "cache", "watch_cache", "start", "lrm", "lrm_rgb", "perceptual", "encoder", "call_minutes", "benchmark")
 """Arguments that say where and in how many calls a run was made, not what it learnt."""
 
 

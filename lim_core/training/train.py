@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--call-minutes", type=float, default=math.inf, help="save and return by then; the same command goes on"
     )
     p.add_argument("--start", default="", help="checkpoint folder to start the weights from (an LRM for lrm-xyz)")
+    p.add_argument("--encoder", default="", help="lrm, lrm-xyz of a preset with DINOv2: folder of its weights")
     p.add_argument("--lrm", default="", help="lim: frozen LRM; lim-xyz: frozen LRM of the canonical twin")
     p.add_argument("--lrm-rgb", default="", help="lim-xyz: RGB LRM folder whose picture encoder it starts from")
     p.add_argument("--batch", type=int, default=8, help="scenes in a step, over all processes")
@@ -155,6 +156,10 @@ def build(args, where: torch.device) -> Networks:
         frozen.to(where)
     else:
         model = checkpoint.build(args.network, config.changed(config.PRESETS[args.preset](), args.settings))
+    if args.encoder:
+        if interpolates or model.encoder.dino is None:
+            raise LimError("bad_request", "These networks have no DINOv2 to take --encoder.", "Leave it away.")
+        model.encoder.dino.read(args.encoder)
     if args.start:
         state.begin_from(model, args.start)
     size = model.config.image_size
