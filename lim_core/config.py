@@ -72,8 +72,9 @@ def small() -> ModelConfig:
 def base() -> ModelConfig:
     """The scale of the paper's family, with DINOv2 ViT-B/14 before it, for those with a cluster."""
     return ModelConfig(
-        image_size=256, patch=16, width=768, heads=12, dino_width=768, dino_blocks=12, dino_heads=12, encoder_blocks=4, blocks=12, lim_blocks=6, plane_tokens=32,
-        upsample=4, channels=48, ray_samples=96, evidence_channels=64, refine_blocks=3,
+        image_size=256, patch=16, width=768, heads=12, dino_width=768, dino_blocks=12, dino_heads=12, encoder_blocks=4,
+        blocks=12, lim_blocks=6, plane_tokens=32, upsample=4, channels=48, ray_samples=96, evidence_channels=64,
+        refine_blocks=3,
     )  # fmt: skip
 
 

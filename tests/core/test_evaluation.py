@@ -212,7 +212,17 @@ def test_interpolation_runs_to_a_summary(tmp_path, pack_folder, foggy_weights, c
     arguments = ["--triplet", span.name, "--figure", str(figure)]
     arguments += ["--ablate", f"same={foggy_weights}", "--ablate", f"blocks=1={tmp_path / 'shallow'}"]
     summary, rows = run("interpolation", pack_folder, out, foggy_weights, *arguments)
-    assert list(summary["rows"]) == ["linear", "flow", "flow_rgb", "lim", "anchored", "same", "blocks=1", "straight", "oracle"]
+    assert list(summary["rows"]) == [
+        "linear",
+        "flow",
+        "flow_rgb",
+        "lim",
+        "anchored",
+        "same",
+        "blocks=1",
+        "straight",
+        "oracle",
+    ]
     assert summary["triplets"] == len(rows) == 1 and rows[0]["asset"] == span.asset
     # The same weights give the same numbers, other weights give others.
     assert summary["rows"]["same"] == summary["rows"]["lim"] != summary["rows"]["blocks=1"]
