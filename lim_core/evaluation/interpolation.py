@@ -79,14 +79,19 @@ class Networks:
 
 
 class Triplet:
-    """A span's pack, what a job would have captured at its two ends and its middle, and the middle's truth."""
+    """A span's pack, what a job would have captured at its two ends and its middle, and the middle's truth.
+
+    `motion` is the mean way from end to end, `bend` the mean distance of the middle from the straight line between them, in parts
+    of the diagonal.
+    """
 
     def __init__(self, span: Span, size: int, pixels: int | None = None):
         self.size = size
         pack = packs.load(span.path)
         positions = span.positions(pack, (0, 0.5, 1))
-        self.motion = scenes.motion(positions)
         halfway = (positions[0] + positions[2]) / 2
+        self.motion = scenes.motion(positions)
+        self.bend = scenes.motion(np.stack([halfway, positions[1]]))
         self.capture = scenes.capture(pack, np.concatenate([positions, halfway[None]]), size)
         self.real = scenes.truth(pack, positions[1], positions[0], pixels)
         self.outer = [scenes.truth(pack, positions[i], positions[0], pixels, 1) for i in (0, 2)]
@@ -121,7 +126,8 @@ def evaluate(
         with scenes.skipping(skipped, span.asset):
             seen = Triplet(span, size)
             planes, took = predict(networks, seen, device)
-            row = {"asset": span.asset, "clip": span.clip_name, "start": span.start / span.fps, "motion": seen.motion}
+            row = {"asset": span.asset, "clip": span.clip_name, "start": span.start / span.fps}
+            row |= {"motion": seen.motion, "bend": seen.bend}
             shown = []
             for name in networks.rows:
                 images = scenes.render(networks.decoder(name), planes[name])[0].clip(0, 1)
@@ -214,6 +220,8 @@ def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
     measures = ("psnr", "psnr_fg")
     return {
         "gap": gap,
+        "motion": metrics.mean(rows, "motion"),
+        "bend": metrics.mean(rows, "bend"),
         "rows": found,
         "gap_closed": {m: gap_closed(found, m) for m in measures},
         "gap_closed_by": {
