@@ -91,7 +91,8 @@ class Triplet:
         positions = span.positions(pack, (0, 0.5, 1))
         halfway = (positions[0] + positions[2]) / 2
         self.motion = scenes.motion(positions)
-        self.bend = scenes.motion(np.stack([halfway, positions[1]]))
+        diagonal = np.linalg.norm(np.ptp(positions[0], axis=0))
+        self.bend = float(np.linalg.norm(positions[1] - halfway, axis=-1).mean() / diagonal)
         self.capture = scenes.capture(pack, np.concatenate([positions, halfway[None]]), size)
         self.real = scenes.truth(pack, positions[1], positions[0], pixels)
         self.outer = [scenes.truth(pack, positions[i], positions[0], pixels, 1) for i in (0, 2)]
