@@ -16,6 +16,7 @@ import numpy as np
 from .arap import Arap
 
 LIMIT = 1.5  # times the slower of the velocities before and after a keyframe: what stands still does not swing out
+MISS, SLACK = 0.5, 0.01  # of a vertex's way and of the diagonal: missing it by so much halves the networks' word
 STEP = 0.04  # of an interval, over which its velocities at the ends are measured
 Moves = tuple[np.ndarray, np.ndarray]
 
@@ -33,7 +34,8 @@ def interpolate(
 
     `x(α) = rigid(α) + (1 − c) · spline(α) + c · (traced(α) − straight(α))`: `rigid` interpolates two fitted keyframes as
     rigidly as possible, `straight` does the same to the ends of the networks' trace; `spline` is the cubic that gives every
-    vertex one velocity at each keyframe (Catmull–Rom, limited). c is the networks' confidence.
+    vertex one velocity at each keyframe (Catmull–Rom, limited). c is the networks' confidence, less
+    where they miss the way that the fitted keyframes show.
 
     Args:
         fitted: [K, V, 3]; times: [K], of the keyframes; alphas: [A] in [0, 1], the same for every interval, 0 and 1 included.
@@ -63,7 +65,7 @@ def interpolate(
     result = [fitted[0]]
     for k in range(count):
         leaving, arriving = length[k] * (velocity[k] - start[k]), length[k] * (velocity[k + 1] - end[k])
-        known = None if moves is None else _known(arap, *moves[k], alphas)
+        known = None if moves is None else _known(arap, *moves[k], alphas, fitted[k], fitted[k + 1])
         for i, a in enumerate(inner):
             off = (a**3 - 2 * a**2 + a) * leaving + (a**3 - a**2) * arriving
             if known is not None:
@@ -82,8 +84,17 @@ def _limited(mean: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndar
     return mean * np.minimum(1.0, most / np.maximum(size, 1e-12))[:, None]
 
 
-def _known(arap: Arap, traced: np.ndarray, confidence: np.ndarray, alphas: np.ndarray) -> tuple[list, list]:
-    """What the networks add to an even motion at the inner alphas, smooth over the surface, and how sure they are [V]."""
+def _known(
+    arap: Arap, traced: np.ndarray, confidence: np.ndarray, alphas: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[list, list]:
+    """What the networks add to an even motion at the inner alphas, smooth over the surface, and how sure they are [V].
+
+    Who misses how far a vertex goes (from start to end, [V, 3], the fitted keyframes) is not believed on its way.
+    """
     straight = arap.interpolate(traced[0], traced[-1], alphas[1:-1])
-    trust = [np.minimum(sure, np.minimum(confidence[0], confidence[-1])) for sure in confidence[1:-1]]
+    way = end - start
+    off = np.linalg.norm(traced[-1] - traced[0] - way, axis=1)
+    allowed = MISS * np.linalg.norm(way, axis=1) + SLACK * arap.diagonal
+    sure = np.minimum(confidence[0], confidence[-1]) / (1 + (off / allowed) ** 2)
+    trust = [np.minimum(now, sure) for now in confidence[1:-1]]
     return [arap.smooth(t - s, c) for t, s, c in zip(traced[1:-1], straight, trust)], trust

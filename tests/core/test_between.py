@@ -68,6 +68,17 @@ def test_the_networks_motion_counts_as_much_as_they_are_sure(tube):
     assert np.abs((sure[1] - mute[1]).mean(0)[1] - 0.2) < 0.02
 
 
+def test_networks_that_miss_the_next_keyframe_are_not_believed_on_the_way(tube):
+    vertices, _, arap = tube
+    hop = np.stack([vertices, vertices + [0, 0.2, 0], vertices + [0.8, 0, 0]])  # sure of a hop to the wrong side
+    keyframes = np.stack([vertices, vertices - [0.8, 0, 0]])
+    wrong, mute = (
+        between.interpolate(arap, keyframes, [0, 1], HALVES, [(hop, np.full((3, len(vertices)), c))])
+        for c in (1.0, 0.0)
+    )
+    assert np.abs(wrong[1] - mute[1]).max() < 0.1 * np.linalg.norm(hop[1] - hop[[0, 2]].mean(0), axis=1).max()
+
+
 def test_half_a_turn_keeps_its_size(tube):
     """A blade on a still body makes half a turn: every vertex of it turns the same way round."""
     vertices, faces, _ = tube
