@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from lim_for_blender.blender_addon import capture_scene, compat, demo_scene
 
 from demo_film import film
+from headless_job import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = os.environ.get("LIM_BACKEND_PYTHON", "")
@@ -27,11 +27,8 @@ def test_the_creature_becomes_one_mesh(tmp_path):
     scene, out, glb, report = (folder / name for name in ("scene.blend", "out.blend", "out.glb", "report.json"))
     subprocess.run([sys.executable, ROOT / "blender_addon/demo_scene.py", "--", scene], check=True, timeout=300)
     options = ["--input", scene, "--keyframes", "1,9", "--inbetweens", "1", "--quality", "draft", "--backend", BACKEND]
-    options += ["--job", folder / "job", "--out", out, "--glb", glb, "--json", report]
-    run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=500)
-    assert report.is_file(), f"ended with {run.returncode} without a report"
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    assert run.returncode == 0 and facts["status"] == "done", facts
+    options += ["--job", folder / "job", "--out", out, "--glb", glb]
+    facts = run_job(options, report, 500)
     bpy.ops.wm.open_mainfile(filepath=str(out))
     mesh = bpy.data.objects[facts["object"]]
     keys = mesh.data.shape_keys.key_blocks
@@ -52,11 +49,8 @@ def test_a_clip_becomes_a_mesh_that_covers_it(tmp_path, scene):
     clip = film(capture_scene, scene, (creature.name,), tuple(range(1, 10, 2)), tmp_path / "ein Clip é")
     out, report = tmp_path / "out.blend", tmp_path / "report.json"
     options = ["--video", clip, "--step", "2", "--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job"]
-    options += ["--out", out, "--json", report, "--match-clip"]
-    run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=900)
-    assert report.is_file(), f"ended with {run.returncode} without a report"
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    assert run.returncode == 0 and facts["status"] == "done", facts
+    options += ["--out", out, "--match-clip"]
+    facts = run_job(options, report, 900)
     assert facts["keyframes"] == [1, 3, 5] and facts["frames"] == [1, 2, 3, 4, 5]
     assert {"import", "views", "reconstruct", "trace"} <= set(facts["seconds"])
     bpy.ops.wm.open_mainfile(filepath=str(out))

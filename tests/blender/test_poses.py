@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 from lim_for_blender.blender_addon import capture_scene, poses_scene
 from mathutils.bvhtree import BVHTree
+
+from headless_job import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = os.environ.get("LIM_BACKEND_PYTHON", "")
@@ -99,11 +100,8 @@ def test_poses_become_one_mesh_with_in_betweens(scene, tmp_path, name):
     subprocess.run([sys.executable, ROOT / "blender_addon/poses_scene.py", "--", path, name], check=True, timeout=300)
     frames, options = CAPTURED[name]
     options = ["--input", path, *options, "--keyframes", ",".join(map(str, frames)), "--inbetweens", "1"]
-    options += ["--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job", "--out", out, "--json", report]
-    run = subprocess.run([sys.executable, ROOT / "blender_addon/headless.py", "--", *options], timeout=1500)
-    assert report.is_file(), f"ended with {run.returncode} without a report"
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    assert run.returncode == 0 and facts["status"] == "done", facts
+    options += ["--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job", "--out", out]
+    facts = run_job(options, report, 1500)
     bpy.ops.wm.open_mainfile(filepath=str(out))
     ob = bpy.data.objects[facts["object"]]
     keys = ob.data.shape_keys.key_blocks
