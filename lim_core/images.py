@@ -40,6 +40,10 @@ class Views:
     def with_content(self, content: Tensor) -> Views:
         return dataclasses.replace(self, content=content)
 
+    def with_displacement(self) -> Views:
+        """Canonical coordinates as seen from the points that carry them: 0 where nothing has moved, and on the background."""
+        return self.with_content(self.content - self.position * self.depth_known[..., None])
+
     def without_depth(self, drop: Float[Tensor, " B"]) -> Views:
         """The same views with the depth hidden for the scenes where `drop` is 1."""
         keep = 1 - drop[:, None, None, None].to(self.depth_known)

@@ -6,7 +6,8 @@
     × blocks:      LN → cross-attention to the image tokens → +;  LN → self-attention → +;  LN → MLP → +
     triplane     = linear + pixel shuffle [+ convolutions of it and the evidence]
 
-The twin has the same shape; its content channels are canonical coordinates instead of colours.
+The twin has the same shape; instead of colours its content channels are canonical coordinates, relative to the points that
+carry them: it needs their positions.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class LRM(nn.Module):
 
     def __init__(self, config: ModelConfig, canonical: bool = False):
         super().__init__()
-        self.config = config
+        self.config, self.canonical = config, canonical
         self.encoder = ImageEncoder(config)
         planes = torch.cat([sincos_grid(config.plane_tokens, config.width)] * 3)
         self.tokens = nn.Parameter(planes + 0.02 * torch.randn_like(planes))
@@ -176,6 +177,8 @@ class LRM(nn.Module):
         self.decoder = TriplaneDecoder(config, canonical)
 
     def forward(self, views: Views) -> tuple[Float[Tensor, "B 3 C R R"], Features]:
+        if self.canonical:
+            views = views.with_displacement()
         image_tokens = self.encoder(views)
         x = (self.tokens.unflatten(0, (3, -1)) + self.plane_embed).flatten(0, 1).expand(len(image_tokens), -1, -1)
         planes = None

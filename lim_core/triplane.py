@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,9 @@ def sample_planes(triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B
 class TriplaneDecoder(nn.Module):
     """Plane features → density (per model unit) and 3 content channels.
 
-    The content is RGB in [0, 1] or the canonical coordinate in [-1, 1]. Beside the features themselves the network reads
-    each plane's features times a learnt function of the height over it, so that a cell can hold a profile along its column,
+    The content is RGB in [0, 1] or the canonical coordinate: the point itself plus where its matter was beyond it, so that what
+    stands still is exact at any size (as an absolute coordinate it was off by 4 % of the object). Beside the features themselves
+    the network reads each plane's features times a learnt function of the height over it, so that a cell can hold a profile along its column,
     and the product of the three planes (K-Planes, Fridovich-Keil et al. 2023), which is local in space where a sum is not;
     the paper's form reads the features alone.
     """
@@ -51,14 +53,24 @@ class TriplaneDecoder(nn.Module):
         self, triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
         at_once = max(1, CPU_POINTS // len(points)) if points.device.type == "cpu" else points.shape[1]
-        if points.shape[1] > at_once:
-            parts = [self.read(triplane, part) for part in points.split(at_once, 1)]
-            return torch.cat([density for density, _ in parts], 1), torch.cat([content for _, content in parts], 1)
-        return self.read(triplane, points)
+        parts = points.split(at_once, 1)
+        if torch.is_grad_enabled():  # every sampling has a gradient of the size of the planes: one is enough
+            sampled: Iterable[Tensor] = sample_planes(triplane, points).split(at_once, 1)
+        else:
+            sampled = (sample_planes(triplane, part) for part in parts)
+        density, content = zip(*(self.read(*pair) for pair in zip(sampled, parts)))
+        return torch.cat(density, 1), torch.cat(content, 1)
 
-    def read(self, triplane: Float[Tensor, "B 3 C R R"], points: Float[Tensor, "B N 3"]):
-        """Density and content of all points at once."""
-        features = sample_planes(triplane, points)
+    @torch.no_grad()
+    def forget_content(self) -> None:
+        """Begin the content anew, at its middle: nothing moves."""
+        self.layers[-1].weight[1:].zero_()
+        self.layers[-1].bias[1:].zero_()
+
+    def read(
+        self, features: Float[Tensor, "B N F"], points: Float[Tensor, "B N 3"]
+    ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
+        """Density and content of points, from the features of the three planes there (F = 3 C)."""
         inputs = [features]
         if self.height is not None:
             octaves = math.pi * 2.0 ** torch.arange(HEIGHT_WAVES // 2, device=points.device)
@@ -72,7 +84,7 @@ class TriplaneDecoder(nn.Module):
         raw = self.layers(torch.cat(inputs, -1))
         density = DENSITY_SCALE * F.softplus(raw[..., 0].float() - DENSITY_BIAS)
         content = raw[..., 1:].float()
-        return density, 1.1 * torch.tanh(content) if self.canonical else torch.sigmoid(content)
+        return density, points + 2 * torch.tanh(content) if self.canonical else torch.sigmoid(content)
 
 
 @torch.no_grad()

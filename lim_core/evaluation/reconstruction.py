@@ -16,6 +16,7 @@ import torch
 
 from .. import cameras, checkpoint, perceptual, surface, triplane
 from .. import device as devices
+from ..capture import Capture
 from ..data import packs, rays
 from ..errors import LimError
 from ..pipeline import SURFACE_LEVEL, TEMPLATE_GRID
@@ -97,7 +98,7 @@ def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.n
             measured["chamfer"] = chamfer(lrm.decoder, planes, metrics.sample_surface(now, pack.faces, POINTS))
         row |= {f"{name}{key}": value for key, value in measured.items()}
         images += list(image[:2])
-    row["canonical_error"] = canonical_error(pack, now, start, views, twin, real)
+    row["canonical_error"] = canonical_error(pack, now, start, twin, real, device)
     return row, images, views
 
 
@@ -111,7 +112,7 @@ def chamfer(decoder, planes: torch.Tensor, points: np.ndarray) -> float:
     return metrics.chamfer(metrics.sample_surface(*mesh, POINTS), points)
 
 
-def canonical_error(pack, now, start, views, twin, real: scenes.Truth) -> float:
+def canonical_error(pack, now, start, twin, real: scenes.Truth, device) -> float:
     """Mean error of LRM̄'s rendered canonical coordinates on the surface, relative to the diagonal of the start's box.
 
     The twin is shown the canonical renders of the true start, as L_can trains it.
@@ -119,6 +120,7 @@ def canonical_error(pack, now, start, views, twin, real: scenes.Truth) -> float:
     size = twin.config.image_size
     camera, intrinsics = cameras.job_cameras(size, 4)
     seen = rays.render(pack, now, camera, intrinsics, size, canonical=(start,))
+    views = Capture(seen.rgba[None], seen.depth_planar[None], camera, intrinsics, 4).network_views(0, size, device)
     omega = views.with_content(torch.from_numpy(seen.canonical[0])[None].to(views.content))
     label, _, mask = scenes.render(twin.decoder, twin(omega)[0], background=0.0)
     hit = (mask > 0.5) & real.mask

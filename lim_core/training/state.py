@@ -18,6 +18,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -86,7 +87,8 @@ def claim(out: Path, network: str, model_config: ModelConfig, batch: int, argume
 
 
 def begin_from(model: nn.Module, folder: str) -> None:
-    """Load the weights of a checkpoint folder, of the same network or of its twin, into a network of the same sizes.
+    """Load the weights of a checkpoint folder, of the same network or of its twin, into a network of the same sizes, but for
+    the cells of a token (`regrid`).
 
     Raises:
         LimError: no checkpoint there, a damaged one, or one of other sizes (which the message names).
@@ -96,9 +98,34 @@ def begin_from(model: nn.Module, folder: str) -> None:
     found, network = config.read(Path(folder) / "config.json")
     weights = checkpoint.load(folder, network).state_dict()
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(regrid(weights, found, model.config))
     except RuntimeError:
         raise LimError("weights_broken", _mismatch(folder, network, found, model.config), "Use its preset.") from None
+    if network == "lrm" and model.canonical:  # colours say nothing of motion
+        model.decoder.forget_content()
+
+
+def regrid(weights: dict[str, Tensor], found: ModelConfig, wanted: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a network whose tokens stand for another number of cells (`upsample`): resampled, so that it begins as
+    what it was, only finer. Coarse training is cheap, and its weights are a good start. Everything else stays as it is."""
+    before, now = found.upsample, wanted.upsample
+
+    def resize(grids: Tensor) -> Tensor:
+        """[N, before, before, C] → [N, now, now, C]"""
+        grids = F.interpolate(grids.permute(0, 3, 1, 2), size=(now, now), mode="bilinear", align_corners=False)
+        return grids.permute(0, 2, 3, 1)
+
+    weights = dict(weights)
+    for name, tensor in weights.items():
+        if before == now:
+            break
+        if name.startswith("head.linear."):
+            grids = resize(tensor.reshape(-1, before, before, tensor[0].numel()))
+            weights[name] = grids.flatten(0, 2) if tensor.ndim == 2 else grids.flatten()
+        elif name == "plane_tokens.weight":  # a token is a sum over its cells
+            grids = resize(tensor.unflatten(1, (-1, before, before)).flatten(0, 1)) * (before / now) ** 2
+            weights[name] = grids.unflatten(0, (3, -1)).flatten(1, 3)
+    return weights
 
 
 def same_size(folder: str, found: ModelConfig, wanted: ModelConfig) -> None:

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rays", type=int, default=384, help="target rays per scene")
     p.add_argument("--lr", type=float, default=1.2e-3)
     p.add_argument("--warmup", type=int, default=100, help="steps; again after --start")
-    p.add_argument("--drop-depth", type=float, default=0.15, help="share of scenes whose depth evidence is hidden")
+    p.add_argument("--drop-depth", type=float, default=0.15, help="lrm: share of scenes whose depth evidence is hidden")
     p.add_argument("--causal", type=float, default=1.0)
     p.add_argument("--render", type=float, default=1.0)
     p.add_argument("--causal-from", type=float, default=0.5, help="share of the time after which L_causal is added")
@@ -167,7 +167,8 @@ def build(args, where: torch.device) -> Networks:
         raise LimError("bad_request", f"--perceptual-patch must lie between {SMALLEST} and {size}, the views' size.")
     perceptual = load_perceptual(args.perceptual).to(where) if args.perceptual and not canonical else None
     weights = LossWeights(causal=args.causal, render=args.render, perceptual=args.perceptual_weight)
-    return Networks(model.to(where).train(), frozen, canonical, weights, args.drop_depth, perceptual)
+    drop_depth = 0.0 if canonical else args.drop_depth  # the twin reads canonical coordinates from their positions
+    return Networks(model.to(where).train(), frozen, canonical, weights, drop_depth, perceptual)
 
 
 def make_optimiser(model: nn.Module, rate: float) -> torch.optim.AdamW:

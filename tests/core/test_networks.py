@@ -104,6 +104,21 @@ def test_keyframes_of_different_rigs_are_refused():
         lim.condition(views, fewer)
 
 
+def test_the_twin_without_content_says_that_nothing_moves():
+    """Canonical coordinates are relative to the points that carry them, on the way in and on the way out."""
+    torch.manual_seed(0)
+    model = LRM(TINY, canonical=True)
+    still, moved = (ball_views(TINY, canonical=True, shift=shift) for shift in (0.0, 0.2))
+    assert not still.with_displacement().content.any()
+    displacement = moved.with_displacement().content
+    torch.testing.assert_close(displacement, torch.tensor([-0.2, 0, 0]) * moved.alpha[..., None])
+    points = torch.rand(1, 50, 3) * 2 - 1
+    planes, _ = model(moved)
+    assert (model.decoder(planes, points)[1] - points).abs().max() > 1e-3
+    model.decoder.forget_content()
+    assert torch.equal(model.decoder(planes, points)[1], points)
+
+
 def test_any_number_of_views():
     model = LRM(TINY)
     views = ball_views(TINY)

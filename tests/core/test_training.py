@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conftest import TINY
-from lim_core import checkpoint, config
+from conftest import TINY, ball_views
+from lim_core import checkpoint, config, evidence
 from lim_core.data import cache as caches
 from lim_core.data.cache import STEPS, Cache
 from lim_core.errors import LimError
@@ -366,6 +366,31 @@ def test_training_starts_from_half_precision_weights(tmp_path, cache, tiny_weigh
     one, two = (checkpoint.load(folder, "lrm").state_dict() for folder in (out / "checkpoint", tiny_weights / "lrm"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["lrm", "lim"])
+def test_a_coarse_network_is_the_start_of_a_finer_one(tiny_weights, network):
+    """The finer planes are the coarse ones resampled, as nearly as a network that is not trained can know."""
+    torch.manual_seed(0)
+    finer = dataclasses.replace(TINY, upsample=8)
+    views = ball_views(TINY)
+
+    def answers(model_config, start):
+        """The triplane and the evidence's tokens."""
+        base, model = checkpoint.build("lrm", model_config), checkpoint.build(network, model_config)
+        state.begin_from(base, str(tiny_weights / "lrm"))
+        if start:
+            state.begin_from(model, str(tiny_weights / network))
+        with torch.no_grad():
+            tokens = model.plane_tokens(model.pillars(evidence.fuse(views, model_config.plane_size)))
+            if network == "lrm":
+                return model(views)[0], tokens
+            return model(base(views)[1], model.condition(views), torch.tensor([0.5]))[0], tokens
+
+    (coarse, told), (fine, finely_told), (other, _) = answers(TINY, True), answers(finer, True), answers(finer, False)
+    assert (finely_told - told).std() < 0.45 * told.std()
+    fine, other = (torch.nn.functional.avg_pool2d(planes[0], 2) for planes in (fine, other))
+    assert (fine - coarse[0]).std() < 0.45 * coarse.std() < (other - coarse[0]).std()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size there")
