@@ -241,14 +241,12 @@ class Refine(nn.Module):
 class Advance(nn.Module):
     """Evidence of the source time → evidence at α, from that of the target time and the cells of LIM's head.
 
-    Starts as the blend of both ends (the canonical twin, whose ends are of two kinds: as the source's), to which a small
-    U-Net adds what moves.
+    Starts as the blend of both ends, to which a small U-Net adds what moves.
     """
 
-    def __init__(self, config: ModelConfig, canonical: bool):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.evidence_channels
-        self.canonical = canonical
         self.plane = nn.Parameter(torch.zeros(3, width, 1, 1))
         self.enter = nn.Conv2d(config.channels + 4 * width + 1, width, 1)
         self.down = nn.ModuleList(nn.Conv2d(width << i, width << (i + 1), 4, stride=2, padding=1) for i in range(2))
@@ -267,7 +265,6 @@ class Advance(nn.Module):
         alpha: Float[Tensor, " B"],
     ) -> Float[Tensor, "B 3 E R R"]:
         share = alpha.to(source)[:, None, None, None, None]
-        blend = source if self.canonical else torch.lerp(source, target, share)
         x = torch.cat(
             [cells, source, target, (1 - share) * source, share * target, share.expand_as(cells[:, :, :1])], 2
         )
@@ -279,4 +276,4 @@ class Advance(nn.Module):
             x = inner(down(x))
         for up, outer, skip in zip(reversed(self.up), reversed(self.outer), reversed(skips)):
             x = outer(up(x) + skip)
-        return blend + self.leave(x).unflatten(0, (-1, 3))
+        return torch.lerp(source, target, share) + self.leave(x).unflatten(0, (-1, 3))

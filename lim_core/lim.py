@@ -7,7 +7,8 @@
     triplane = head [refined with the evidence of both times, advanced to α]; the decoder that reads it is LRM's own, frozen.
 
 The twin carries canonical coordinates: F̄_k comes from LRM̄ on the canonical renders of the source time, the image tokens
-from the RGB of BOTH times (the target's canonical renders do not exist): joined as views of one token set, source first.
+from the RGB of BOTH times (the target's canonical renders do not exist): joined as views of one token set, source first. Of the
+target's evidence it sees the shape, so that untrained it says of every point of the target's surface that it was always there.
 LIM can take its own features instead of LRM's (causal consistency, section 3.3).
 """
 
@@ -65,7 +66,7 @@ class LIM(nn.Module):
             self.pillars = Pillars(config)
             self.plane_tokens = PlaneTokens(config)
             self.join_evidence = nn.Linear(config.width, config.width)
-            self.advance = Advance(config, canonical)
+            self.advance = Advance(config)
             self.refine = Refine(config)
         self.blocks = nn.ModuleList(LIMBlock(config) for _ in range(config.lim_blocks))
         self.head = TriplaneHead(config)
@@ -86,8 +87,8 @@ class LIM(nn.Module):
         self.join_alpha.weight[:, width:] *= 0.5
         self.join_alpha.bias.zero_()
         if self.config.evidence:
-            self.pillars.load_state_dict(pictures.pillars.state_dict())
-            self.plane_tokens.load_state_dict(pictures.plane_tokens.state_dict())
+            self.pillars.load_state_dict(lrm.pillars.state_dict())
+            self.plane_tokens.load_state_dict(lrm.plane_tokens.state_dict())
             self.refine.load_state_dict(lrm.refine.state_dict())
             self.join_evidence.weight.mul_(0.1)
             self.join_evidence.bias.zero_()
@@ -116,6 +117,10 @@ class LIM(nn.Module):
             if source.content.shape != target.content.shape:
                 raise LimError("bad_capture", "Two keyframes were captured with different numbers of views.")
             tokens = torch.cat([self.encoder(source) + self.time_embed[0], tokens + self.time_embed[1]], 1)
+        if (
+            self.canonical
+        ):  # LRM̄'s kind of evidence for a time whose canonical coordinates nobody knows: as if nothing moved
+            target = target.with_content(torch.zeros_like(target.content))
         planes = self.pillars(fuse(target, self.config.plane_size)) if self.config.evidence else None
         return tokens, planes
 

@@ -119,6 +119,20 @@ def test_the_twin_without_content_says_that_nothing_moves():
     assert torch.equal(model.decoder(planes, points)[1], points)
 
 
+def test_untrained_the_twin_sees_the_target_as_if_it_had_always_been_there():
+    """Its evidence at α = 1 is what LRM̄ makes of the target's shape with nothing moved; the target's colours are not in it."""
+    torch.manual_seed(0)
+    lrm, lim = LRM(TINY, canonical=True), LIM(TINY, canonical=True)
+    lim.initialise_from(lrm, LRM(TINY))
+    source, target = ball_views(TINY), ball_views(TINY, shift=0.2)
+    _, features = lrm(source.with_content(source.position))
+    _, ends = lrm(target.with_content(target.position))
+    _, carried = lim(features, lim.condition(target, source), torch.tensor([1.0]))
+    torch.testing.assert_close(carried.planes, ends.planes)
+    painted = target.with_content(1 - target.content)
+    assert torch.equal(lim.condition(painted, source)[1], lim.condition(target, source)[1])
+
+
 def test_any_number_of_views():
     model = LRM(TINY)
     views = ball_views(TINY)
