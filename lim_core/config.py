@@ -35,7 +35,7 @@ class ModelConfig:
     """LIM blocks, one for each of the last LRM blocks (the paper: 6)."""
     plane_tokens: int = 12
     """Tokens along each side of a plane; the triplane has 3 × plane_tokens²."""
-    upsample: int = 6
+    upsample: int = 8
     """Each token becomes upsample² cells of the plane."""
     channels: int = 32
     """Features per plane cell."""
