@@ -19,7 +19,10 @@ from .network import CHANNELS, MultiviewNetwork
 from .splat import exchange, prior
 
 TIMES = 1000
-STEPS = 6
+STEPS = 1
+"""Of the diffusion. More make pictures that look sharper and are farther from the truth: with six of them a network that had
+trained for 15 minutes lost 0.6 dB, 2.3 dB on the object, and a fifth of its depth's accuracy against one (12 watched sequences)."""
+LOOKS = 2  # estimates at each step: the first has been told by the silhouette alone, the next by the other views, too
 
 
 def scheduler() -> DDIMScheduler:
@@ -78,10 +81,11 @@ class MultiviewPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=device)
         for number, time in enumerate(self.scheduler.timesteps):
             level = (time.float() / (TIMES - 1)).expand(1)
-            clean = settle(self.network(noisy, level, rays, given, hint, seen), given)
+            for look in range(LOOKS):
+                clean = settle(self.network(noisy, level, rays, given, hint, seen), given)
+                seen = exchange(clean, camera, lens)
+                if on_progress:
+                    on_progress((number + (look + 1) / LOOKS) / steps)
             noisy = self.scheduler.step(clean, time, noisy).prev_sample
-            seen = exchange(clean, camera, lens)
-            if on_progress:
-                on_progress((number + 1) / steps)
         clean = clean[0]
         return torch.cat([(clean[:, :, :4] + 1) / 2, clean[:, :, 4:]], 2).cpu()

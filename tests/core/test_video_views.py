@@ -417,7 +417,7 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setitem(training.PRESETS, "nano", tiny)
     monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
     common = ["multiview", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run"), "--held-out", "1"]
-    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu", "--free", "0", "--pure-noise", "1"]
+    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu", "--single", "0", "--pure-noise", "1"]
     assert training.main([*common, "--batch", "2", "--steps", "24"]) == 0
     losses = [float(row["loss"]) for row in logs.read(tmp_path / "run" / "log.csv")]
     assert len(losses) == 24 and np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
@@ -427,3 +427,32 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     assert model.size == SIZE and list((tmp_path / "run" / "samples").glob("*.png"))
     with pytest.raises(LimError):
         training.main([*common, "--batch", "3", "--steps", "30"])
+    before = {k: v.clone() for k, v in model.pipeline.network.state_dict().items()}
+    start = ["--start", str(tmp_path / "run" / "checkpoint"), "--lr", "1e-9", "--steps", "1", "--batch", "2"]
+    assert training.main([*common, *start, "--out", str(tmp_path / "second")]) == 0
+    after = adapters.load(tmp_path / "second" / "checkpoint").pipeline.network.state_dict()
+    assert all((after[name] - tensor).abs().max() < 1e-3 for name, tensor in before.items())
+    monkeypatch.setitem(training.PRESETS, "nano", training.MultiviewConfig(SIZE, (16, 24, 40), 2))
+    for folder, part in ((tmp_path / "run" / "checkpoint", "widths"), (tmp_path / "nowhere", "no pipeline")):
+        with pytest.raises(LimError, match=part):
+            training.main([*common, "--out", str(tmp_path / "third"), "--steps", "1", "--start", str(folder)])
+
+
+def test_batches_are_clips_or_as_many_single_frames(tmp_path, monkeypatch):
+    from lim_core.data import packs, procedural
+    from lim_core.training import multiview as training
+
+    path = tmp_path / "thing.npz"
+    packs.save(procedural.make_object(3), path)
+    monkeypatch.setattr(cache, "SHARD", 2)
+    cache.fill([path], tmp_path / "cache", size=SIZE, sequences=2, seed=0, supersample=1)
+    kept, rng = cache.Cache(tmp_path / "cache"), np.random.default_rng(0)
+    clips = training.draw(kept, 2, 3, SIZE, 0.0, rng)
+    singles = training.draw(kept, 2, 3, SIZE, 1.0, rng)
+    assert clips["pictures"].shape == (2, 3, 4, 6, SIZE, SIZE) and singles["pictures"].shape == (6, 1, 4, 6, SIZE, SIZE)
+    for batch in (clips, singles):  # the first view stands at azimuth 0
+        assert batch["camera"][:, 0, 0, 3].abs().max() < 1e-5 and (batch["camera"][:, 0, 1, 3] < 0).all()
+    views = kept.sequence(0)
+    half = training.pictures(views, 1, [0, 2], SIZE // 2)
+    whole = training.pictures(views, 1, [0, 2], SIZE)
+    np.testing.assert_allclose(half[:, :4], whole[:, :4].reshape(2, 4, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5)), atol=1e-6)
