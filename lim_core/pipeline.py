@@ -37,6 +37,7 @@ from .images import pixel_rays
 from .lim import Anchors
 from .render import render_image
 from .request import Request
+from .steady import steady
 from .worker import Reporter
 
 SURFACE_LEVEL = 15.0  # density (per model unit) of the isosurface: half opaque after 0.05 units
@@ -407,7 +408,8 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
     `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units), `keyframes`
-    [K, V, 3]. Without depth, or with the fit switched off, the feed-forward result is passed on.
+    [K, V, 3], as they were fitted: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit
+    switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
@@ -435,6 +437,9 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
         template["vertices"], template["faces"], arap, capture, home=home, guess=guess, smoothness=request.smoothness,
         on_progress=lambda f: reporter.progress(0.8 * f),
     )  # fmt: skip
+    shown = fitted  # where the texture is seen
+    if request.source == "video":
+        fitted = steady(fitted, request.keyframes, capture.camera_to_world[0])
     moves = None
     confidence = np.zeros((len(request.frames()), len(fitted[0])))
     confidence[entries[home]] = 1
@@ -451,7 +456,7 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
     return {
         "positions": positions.astype(np.float32),
         "confidence": confidence.astype(np.float32),
-        "keyframes": fitted.astype(np.float32),
+        "keyframes": shown.astype(np.float32),
         "residuals": np.array([r.distance for r in residuals]),
     }
 

@@ -21,7 +21,7 @@ from lim_core import cameras, protocol, request
 from lim_core.data import cache
 from lim_core.errors import LimError
 from lim_core.images import pixel_rays
-from lim_core.video import adapters, body, command_line, splat, views
+from lim_core.video import adapters, body, command_line, multiview, splat, views
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -172,6 +172,27 @@ def test_saved_and_loaded_it_answers_alike_and_asks_no_network(pipeline_folder, 
     assert made.shape == (2, 4, 5, SIZE, SIZE) and torch.equal(made, two(frames_of(2), 20.0))
     assert torch.allclose(made[:, 0, :4], frames_of(2), atol=1e-5), "the first view is the clip"
     assert (made[:, :, 4][made[:, :, 3] <= 0.5] == 0).all()
+
+
+def test_what_is_expected_becomes_what_is_there():
+    """A pixel that is half the object is the object, in the object's colour, and no colour is invented."""
+    made, _, _ = ball(SIZE)
+    expected = made.clone()
+    unsure = expected[:, 1:, 3] > 0.5
+    for channel in range(3):  # seen as half of it on white, a little too dark
+        expected[:, 1:, channel] = torch.where(unsure, made[:, 1:, channel] * 0.4 + 0.6 - 0.1, expected[:, 1:, channel])
+    expected[:, 1:, 3] = 0.4 * unsure
+    decided = multiview.decide(expected)
+    assert torch.equal(decided[:, 0], made[:, 0])
+    assert torch.equal(decided[:, 1:, 3] > 0.5, unsure)
+    alpha = decided[:, 1:, 3:4]
+    own = (decided[:, 1:, :3] - 1 + alpha) / alpha.clamp_min(1e-3)
+    clip = made[0, 0, :3][:, made[0, 0, 3] > 0.5]
+    for channel in range(3):
+        shown = own[:, :, channel][unsure]
+        assert shown.min() > clip[channel].min() - 0.02 and shown.max() < clip[channel].max() + 0.02
+    faint = multiview.decide(torch.cat([made[:, :1], 0.3 * made[:, 1:]], 1))
+    assert not (faint[:, 1:, 3] > 0.5).any()
 
 
 def test_frames_and_views_know_of_each_other(pipeline_folder):
