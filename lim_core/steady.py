@@ -17,8 +17,8 @@ ALONG = 3.0
 """Weight of the change of velocity along the clip's line of sight, against the distance from the fit."""
 ACROSS, TREMBLING = 0.5, 0.02
 """Weight across it, and the change of velocity, in model units, from which it counts as motion: its weight is then halved.
-On a still part of a clip these leave a quarter of the trembling. Ten times TREMBLING would leave a fifteenth of it, and lose a
-tenth of the silhouette where the object falls over in a third of a second."""
+On a still part of a clip these leave a quarter of the trembling. Five times TREMBLING and twice the weight left a tenth of it, and
+lost a tenth of the silhouette where a fox falls over in a third of a second."""
 ROUNDS = 6  # of reweighting
 
 
