@@ -75,7 +75,8 @@ def columns(asked: Request, most: int = COLUMNS) -> list[int]:
     shown: list[int] = []
     for k in range(count - 1):
         steps = asked.steps(k)
-        shown += sorted({asked.entry(k) + round(i * steps / (between + 1)) for i in range(between + 1)} - {asked.entry(k + 1)})
+        offsets = {round(i * steps / (between + 1)) for i in range(between + 1)}
+        shown += [asked.entry(k) + offset for offset in sorted(offsets - {steps})]
     return [*shown, asked.entry(count - 1)]
 
 

@@ -118,7 +118,9 @@ def facing(camera_to_world: np.ndarray) -> np.ndarray:
     return turn @ camera_to_world
 
 
-def draw(cache: Cache, batch: int, frames: int, size: int, single: float, rng: np.random.Generator) -> dict[str, Tensor]:
+def draw(
+    cache: Cache, batch: int, frames: int, size: int, single: float, rng: np.random.Generator
+) -> dict[str, Tensor]:
     """A random batch: `pictures` [B, T, V, 6, S, S], `camera` [B, V, 4, 4], `lens` [B, V, 3, 3].
 
     Clips of `frames` steps seen by the rig, any of whose views may be the first; or, with probability `single`, so many more

@@ -123,7 +123,7 @@ def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
         "rotation": np.array(source.rotation),
         "pixel_aspect": np.array(source.pixel_aspect),
         "fps": np.array(plan.fps),
-        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step, plan.keyframes[-1] - plan.keyframes[-2]]),
+        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step, int(np.diff(plan.keyframes)[-1])]),
         "seconds": plan.seconds[plan.keyframes],
         "kind": np.array(matte.kind),
         "pictures": np.array([path.name for path in source.pictures], dtype=str),

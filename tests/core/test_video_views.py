@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import clips
-from lim_core import cameras, protocol, request
+from lim_core import cameras, protocol, request, steady
 from lim_core.data import cache
 from lim_core.errors import LimError
 from lim_core.images import pixel_rays
@@ -172,6 +172,14 @@ def test_saved_and_loaded_it_answers_alike_and_asks_no_network(pipeline_folder, 
     assert made.shape == (2, 4, 5, SIZE, SIZE) and torch.equal(made, two(frames_of(2), 20.0))
     assert torch.allclose(made[:, 0, :4], frames_of(2), atol=1e-5), "the first view is the clip"
     assert (made[:, :, 4][made[:, :, 3] <= 0.5] == 0).all()
+
+
+def test_the_second_look_is_told_what_the_first_saw(pipeline_folder):
+    pipeline, told = adapters.load(pipeline_folder).pipeline, []
+    pipeline.network.register_forward_hook(lambda module, given, made: told.append(given[5]))
+    camera, lens = (torch.from_numpy(x) for x in views.rig(20.0, SIZE))
+    pipeline(frames_of(2), camera, lens)
+    assert len(told) == 2 and (told[0] == 0).all() and (told[1] != 0).any()
 
 
 def test_what_is_expected_becomes_what_is_there():
@@ -374,7 +382,12 @@ def test_the_result_has_the_clips_frames(finished):
     asked = request.read(job)
     assert asked.keyframes == (1, 4, 7) and asked.inbetweens == 2 and asked.frames() == [1, 2, 3, 4, 5, 6, 7]
     with np.load(job / protocol.RESULT_ARRAYS) as arrays:
-        assert len(arrays["positions"]) == 7 and np.isfinite(arrays["positions"]).all()
+        positions = arrays["positions"]
+    assert len(positions) == 7 and np.isfinite(positions).all()
+    with np.load(job / "state" / "fit.npz") as fit, np.load(job / protocol.CAMERAS_FILE) as seen:
+        even = steady.steady(fit["keyframes"], asked.keyframes, seen["camera_to_world"][0])
+        assert np.abs(even - fit["keyframes"]).max() > 1e-4, "they do not move evenly by themselves"
+    np.testing.assert_allclose(positions[::3], even, atol=1e-5)
     assert (job / protocol.TEXTURE_FILE).is_file()
 
 
@@ -438,7 +451,8 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setitem(training.PRESETS, "nano", tiny)
     monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
     common = ["multiview", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run"), "--held-out", "1"]
-    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu", "--single", "0", "--pure-noise", "1"]
+    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu"]
+    common += ["--single", "0", "--pure-noise", "1"]
     assert training.main([*common, "--batch", "2", "--steps", "24"]) == 0
     losses = [float(row["loss"]) for row in logs.read(tmp_path / "run" / "log.csv")]
     assert len(losses) == 24 and np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
@@ -476,4 +490,5 @@ def test_batches_are_clips_or_as_many_single_frames(tmp_path, monkeypatch):
     views = kept.sequence(0)
     half = training.pictures(views, 1, [0, 2], SIZE // 2)
     whole = training.pictures(views, 1, [0, 2], SIZE)
-    np.testing.assert_allclose(half[:, :4], whole[:, :4].reshape(2, 4, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5)), atol=1e-6)
+    means = whole[:, :4].reshape(2, 4, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5))
+    np.testing.assert_allclose(half[:, :4], means, atol=1e-6)
