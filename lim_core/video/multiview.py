@@ -25,7 +25,7 @@ STEPS = 1
 trained for 15 minutes lost 0.6 dB, 2.3 dB on the object, and a fifth of its depth's accuracy against one (12 watched sequences)."""
 SOLID = 0.35
 """Alpha from which a made-up pixel counts as the object. A mean over what may be there is below a half where the outline is
-unsure: from 0.5 on, three in a hundred fewer pixels were right (IoU of the sides 0.462 against 0.488, 32 watched sequences)."""
+unsure: from 0.5 on, three in a hundred fewer pixels were right (IoU of the sides 0.456 against 0.487, 32 watched sequences)."""
 PULL = 1.0  # towards the clip's mean colour, of a pixel that is not there at all
 LOOKS = 2  # estimates at each step: the first has been told by the silhouette alone, the next by the other views, too
 
