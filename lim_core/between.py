@@ -25,7 +25,7 @@ def interpolate(
     arap: Arap,
     fitted: np.ndarray,
     times: Sequence[float],
-    alphas: Sequence[float],
+    alphas: Sequence[float] | Sequence[Sequence[float]],
     moves: Sequence[Moves] | None = None,
     *,
     on_progress: Callable[[float], None] | None = None,
@@ -38,20 +38,21 @@ def interpolate(
     where they miss the way that the fitted keyframes show.
 
     Args:
-        fitted: [K, V, 3]; times: [K], of the keyframes; alphas: [A] in [0, 1], the same for every interval, 0 and 1 included.
+        fitted: [K, V, 3]; times: [K], of the keyframes.
+        alphas: [A] in [0, 1], 0 and 1 included, the same for every interval, or one such list for each.
         moves: per interval the networks' positions [A, V, 3] and confidence [A, V], in the order of the alphas.
     Returns:
-        [(K − 1) · (A − 1) + 1, V, 3] float64; the keyframes are the fitted ones, exactly.
+        [1 + Σ (A − 1), V, 3] float64; the keyframes are the fitted ones, exactly.
     """
-    fitted, alphas = np.asarray(fitted, np.float64), np.asarray(alphas, np.float64)
+    fitted = np.asarray(fitted, np.float64)
     count = len(fitted) - 1
-    inner = alphas[1:-1]
-    if not len(inner):
+    each = [np.asarray(a, np.float64) for a in (alphas if np.ndim(alphas[0]) else [alphas] * count)]
+    if all(len(a) == 2 for a in each):
         return fitted
     length = np.diff(np.asarray(times, np.float64))
     rigid, start, end = [], [], []
     for k in range(count):
-        first, *shapes, last = arap.interpolate(fitted[k], fitted[k + 1], np.r_[STEP, inner, 1 - STEP])
+        first, *shapes, last = arap.interpolate(fitted[k], fitted[k + 1], np.r_[STEP, each[k][1:-1], 1 - STEP])
         rigid.append(shapes)
         start.append((first - fitted[k]) / (STEP * length[k]))
         end.append((fitted[k + 1] - last) / (STEP * length[k]))
@@ -65,8 +66,8 @@ def interpolate(
     result = [fitted[0]]
     for k in range(count):
         leaving, arriving = length[k] * (velocity[k] - start[k]), length[k] * (velocity[k + 1] - end[k])
-        known = None if moves is None else _known(arap, *moves[k], alphas, fitted[k], fitted[k + 1])
-        for i, a in enumerate(inner):
+        known = None if moves is None else _known(arap, *moves[k], each[k], fitted[k], fitted[k + 1])
+        for i, a in enumerate(each[k][1:-1]):
             off = (a**3 - 2 * a**2 + a) * leaving + (a**3 - a**2) * arriving
             if known is not None:
                 off = (1 - known[1][i])[:, None] * off + known[0][i]

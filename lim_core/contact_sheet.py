@@ -53,10 +53,10 @@ class Row:
 
 def rows(asked: Request) -> list[Row]:
     """The rows of a sheet, top to bottom."""
-    steps = asked.inbetweens + 1
+    keyframes = {asked.entry(k): k for k in range(len(asked.keyframes))}
 
     def captured(index: int, view: int) -> str | None:
-        return protocol.image_file(index // steps, view) if index % steps == 0 else None
+        return protocol.image_file(keyframes[index], view) if index in keyframes else None
 
     return [
         Row("captured", "the clip, and made up" if asked.source == "video" else "keyframes", captured),
@@ -67,13 +67,17 @@ def rows(asked: Request) -> list[Row]:
 
 def columns(asked: Request, most: int = COLUMNS) -> list[int]:
     """Indices into request.frames(): the keyframes and, where there is room, in-betweens evenly between them."""
-    steps, count = asked.inbetweens + 1, len(asked.keyframes)
+    count = len(asked.keyframes)
     if count >= most:
         chosen = np.linspace(0, count - 1, most).round().astype(int)
-        return [int(k) * steps for k in chosen]
+        return [asked.entry(int(k)) for k in chosen]
     between = min(asked.inbetweens, (most - count) // (count - 1))
-    offsets = [round(step * steps / (between + 1)) for step in range(between + 1)]
-    return [k * steps + offset for k in range(count - 1) for offset in offsets] + [(count - 1) * steps]
+    shown: list[int] = []
+    for k in range(count - 1):
+        steps = asked.steps(k)
+        offsets = {round(i * steps / (between + 1)) for i in range(between + 1)}
+        shown += [asked.entry(k) + offset for offset in sorted(offsets - {steps})]
+    return [*shown, asked.entry(count - 1)]
 
 
 def on_paper(path: Path) -> Image.Image | None:
@@ -143,8 +147,9 @@ def sheet(job: Path, asked: Request) -> Image.Image:
     height = header + len(lines) * (TILE + GAP) + (views - 1) * 4 * GAP + GAP
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
+    keyframes = {asked.entry(k) for k in range(len(asked.keyframes))}
     for column, index in enumerate(shown):
-        is_keyframe = index % (asked.inbetweens + 1) == 0
+        is_keyframe = index in keyframes
         text = f"keyframe {frames[index]:g}" if is_keyframe else f"{frames[index]:g}"
         middle = LABEL + GAP + column * (TILE + GAP) + TILE // 2
         draw.text((middle, 20), text, INK if is_keyframe else FAINT, bold if is_keyframe else small, anchor="mm")

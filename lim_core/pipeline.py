@@ -37,6 +37,7 @@ from .images import pixel_rays
 from .lim import Anchors
 from .render import render_image
 from .request import Request
+from .steady import steady
 from .worker import Reporter
 
 SURFACE_LEVEL = 15.0  # density (per model unit) of the isosurface: half opaque after 0.05 units
@@ -104,7 +105,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
 
     if capture.depth_planar is None:
         warn("no_depth", "The source has no depth: the keyframes cannot be fitted to it.")
-    times = (request.keyframes, request.inbetweens)
+    times = (request.keyframes, request.inbetweens, request.last_inbetweens)
     keys: dict[str, str] = {}
     keys["reconstruct"] = key_of(shown, weights["lrm"])
     keys["interpolate"] = key_of(keys["reconstruct"], weights["lim"], times)
@@ -296,8 +297,8 @@ def canonical(request: Request, capture: Capture, reconstruction, home: int, fol
     twin = checkpoint.load(folders["lrm-xyz"], "lrm-xyz", device)
     lim = checkpoint.load(folders["lim-xyz"], "lim-xyz", device)
     size = lrm.config.image_size
-    alphas = interval_alphas(request)
     intervals = range(len(request.keyframes) - 1)
+    alphas = [interval_alphas(request, k) for k in intervals]
     points, labels, start = [], [], [0]
     for k in intervals:
         source, target = (k, k + 1) if k >= home else (k + 1, k)
@@ -311,19 +312,19 @@ def canonical(request: Request, capture: Capture, reconstruction, home: int, fol
         )
         _, features = twin(omega)
         condition = lim.condition(then, now)
-        for alpha in alphas:
+        for alpha in alphas[k]:
             planes, _ = lim(features, condition, torch.tensor([alpha], device=device))
             vertices, label = labelled_surface(twin.decoder, planes, device)
             points.append(vertices)
             labels.append(label)
             start.append(start[-1] + len(vertices))
-            reporter.progress(len(points) / (len(intervals) * len(alphas)))
+            reporter.progress(len(points) / sum(len(part) for part in alphas))
     return {
         "points": np.concatenate(points),
         "canonical": np.concatenate(labels),
         "start": np.array(start, np.int64),
-        "interval": np.repeat(intervals, len(alphas)),
-        "alpha": np.tile(alphas, len(intervals)),
+        "interval": np.repeat(intervals, [len(part) for part in alphas]),
+        "alpha": np.concatenate(alphas),
     }
 
 
@@ -340,9 +341,9 @@ def _rendered_positions(lrm, planes: torch.Tensor, views):
     return type(views)(position, views.alpha, position, known, views.camera_to_world, views.intrinsics)
 
 
-def interval_alphas(request: Request) -> list[float]:
+def interval_alphas(request: Request, interval: int) -> list[float]:
     """α of every frame of an interval, both ends included."""
-    steps = request.inbetweens + 1
+    steps = request.steps(interval)
     return [step / steps for step in range(steps + 1)]
 
 
@@ -407,18 +408,19 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
     `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units), `keyframes`
-    [K, V, 3]. Without depth, or with the fit switched off, the feed-forward result is passed on.
+    [K, V, 3], as they were fitted: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit
+    switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
         traced: of `trace_template`.
     """
-    steps = request.inbetweens + 1
+    entries = [request.entry(k) for k in range(len(request.keyframes))]
     if not request.fit or capture.depth_planar is None:
         return {
             "positions": traced["positions"],
             "confidence": traced["confidence"],
-            "keyframes": traced["positions"][::steps],
+            "keyframes": traced["positions"][entries],
             "residuals": np.zeros(0),
         }
     home, count = int(template["home"]), capture.keyframes
@@ -435,23 +437,26 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
         template["vertices"], template["faces"], arap, capture, home=home, guess=guess, smoothness=request.smoothness,
         on_progress=lambda f: reporter.progress(0.8 * f),
     )  # fmt: skip
+    shown = fitted  # where the texture is seen
+    if request.source == "video":
+        fitted = steady(fitted, request.keyframes, capture.camera_to_world[0])
     moves = None
     confidence = np.zeros((len(request.frames()), len(fitted[0])))
-    confidence[home * steps] = 1
+    confidence[entries[home]] = 1
     if networks is not None:
         moves = [networks[k].moved(fitted[k if k >= home else k + 1]) for k in range(count - 1)]
         moves = [move if k >= home else tuple(part[::-1] for part in move) for k, move in enumerate(moves)]
         for k, (_, sure) in enumerate(moves):
             outwards = slice(1, None) if k >= home else slice(0, -1)
-            confidence[k * steps : (k + 1) * steps + 1][outwards] = sure[outwards]
+            confidence[entries[k] : entries[k + 1] + 1][outwards] = sure[outwards]
     positions = between.interpolate(
-        arap, fitted, request.keyframes, interval_alphas(request), moves,
+        arap, fitted, request.keyframes, [interval_alphas(request, k) for k in range(count - 1)], moves,
         on_progress=lambda f: reporter.progress(0.8 + 0.2 * f),
     )  # fmt: skip
     return {
         "positions": positions.astype(np.float32),
         "confidence": confidence.astype(np.float32),
-        "keyframes": fitted.astype(np.float32),
+        "keyframes": shown.astype(np.float32),
         "residuals": np.array([r.distance for r in residuals]),
     }
 

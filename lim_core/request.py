@@ -37,6 +37,8 @@ class Request:
     whose clip decides: `read` fills in these and the in-betweens once the clip has been imported."""
     inbetweens: int = 7
     """Frames made between each pair of keyframes, evenly spaced; 0 traces the keyframes only."""
+    last_inbetweens: int = -1
+    """The same of the last pair, where a clip's last keyframe comes sooner than the others; -1: as all."""
     world_to_model: tuple[tuple[float, ...], ...] = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
     """4×4 similarity, row-major, one for all keyframes; undone only when the result is written to the scene."""
     source: str = "objects"
@@ -90,12 +92,21 @@ class Request:
     protocol: int = protocol.VERSION
 
     def frames(self) -> list[float]:
-        """Every frame of the result, in order; keyframe k is entry k * (inbetweens + 1)."""
+        """Every frame of the result, in order; keyframe k is entry `entry(k)`."""
         times: list[float] = []
-        for first, last in zip(self.keyframes, self.keyframes[1:]):
-            steps = self.inbetweens + 1
+        for k, (first, last) in enumerate(zip(self.keyframes, self.keyframes[1:])):
+            steps = self.steps(k)
             times += [first + (last - first) * step / steps for step in range(steps)]
         return [*times, *self.keyframes[-1:]]
+
+    def steps(self, interval: int) -> int:
+        """How many frames of the result the keyframe after an interval comes after the one before it."""
+        last = self.last_inbetweens >= 0 and interval == len(self.keyframes) - 2
+        return 1 + (self.last_inbetweens if last else self.inbetweens)
+
+    def entry(self, keyframe: int) -> int:
+        """The index of a keyframe among `frames()`."""
+        return sum(self.steps(k) for k in range(keyframe))
 
     def reduced(self) -> bool:
         """Whether only some of the frames become shape keys."""
@@ -103,8 +114,7 @@ class Request:
 
     def intervals(self) -> list[tuple[int, float]]:
         """(keyframe index, alpha) for every frame of `frames()`; the last one is (last - 1, 1.0)."""
-        steps = self.inbetweens + 1
-        pairs = [(k, step / steps) for k in range(len(self.keyframes) - 1) for step in range(steps)]
+        pairs = [(k, i / self.steps(k)) for k in range(len(self.keyframes) - 1) for i in range(self.steps(k))]
         return [*pairs, (len(self.keyframes) - 2, 1.0)]
 
 
@@ -140,6 +150,7 @@ def check(request: Request) -> None:
         raise LimError("bad_request", "One shape key cannot hold a motion.", "Allow two or more, or 0 for all frames.")
     limits = {
         "inbetweens": (0, 1000),
+        "last_inbetweens": (-1, 1000),
         "max_keys": (0, 10**6),
         "image_size": (32, 4096),
         "rig_views": (1, 64),
@@ -279,6 +290,7 @@ def with_clip(request: Request, job: str | os.PathLike) -> Request:
     try:
         clip = json.loads((Path(job) / protocol.CLIP_FILE).read_text(encoding="utf-8"))
         keyframes, inbetweens = tuple(float(frame) for frame in clip["keyframes"]), int(clip["inbetweens"])
+        last = int(clip.get("last_inbetweens", -1))
     except (OSError, ValueError, KeyError, TypeError):
         return request
-    return dataclasses.replace(request, keyframes=keyframes, inbetweens=inbetweens)
+    return dataclasses.replace(request, keyframes=keyframes, inbetweens=inbetweens, last_inbetweens=last)

@@ -286,7 +286,8 @@ class Cache:
     def sequence(self, i: int) -> dict[str, np.ndarray | Pictures]:
         """Sequence i (S steps, V views: the rig, then the targets): rgba uint8 [S, V, H, W, 4]; maps float16
         [S, V, H, W, 9]: position, canonical relative to the first, to the last step, 0 where a pixel's centre sees nothing;
-        camera_to_world float32 [S, V, 4, 4]; intrinsics float32 [S, V, 3, 3]."""
+        camera_to_world float32 [S, V, 4, 4]; intrinsics float32 [S, V, 3, 3]; and, but for shards of the older form, depth
+        float32 [S, V, H, W], planar, beyond the origin's, 2 where a pixel's centre sees nothing."""
         name, row = self.index[i]
         shard = self.shards[name]
         if "maps" in shard:
@@ -322,10 +323,18 @@ class Cache:
             image[pixels] = values
             return image.reshape(views, size, size, 9)
 
+        def depths(step: int) -> np.ndarray:
+            pixels, rows = stored(step)
+            depth = shard["depth"][rows]
+            image = np.full(views * size * size, 2, np.float32)
+            image[pixels] = np.where(depth > 0, (depth - np.float32(32768)) * np.float32(1 / 32767), 2)
+            return image.reshape(views, size, size)
+
         shape = (steps, views, size, size)
         return {
             "rgba": Pictures((*shape, 4), np.uint8, rgba),
             "maps": Pictures((*shape, 9), np.float16, maps),
+            "depth": Pictures(shape, np.float32, depths),
             "camera_to_world": matrix,
             "intrinsics": k,
         }

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +60,21 @@ class Moving:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
     parser.add_argument("--fvd", default="", help="TorchScript file of an I3D video network; without: null")
+    parser.add_argument(
+        "--rows", dest="asked", nargs="+", choices=ROWS, default=ROWS, help="only these, for a first look"
+    )
     parser.add_argument("--views-model", default="", help="folder of the multi-view pipeline; default: the bundled one")
 
 
 @torch.no_grad()
 def evaluate(
     packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, lpips: str = "",
-    fvd: str = "", views_model: str = "",
+    fvd: str = "", views_model: str = "", asked: Sequence[str] = ROWS,
 ) -> dict:  # fmt: skip
     """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
+    Args:
+        asked: of ROWS; the others are left out.
     Raises:
         LimError: `bad_pack` where no pack can be measured; a single bad one is skipped and named in the summary.
     """
@@ -76,7 +82,8 @@ def evaluate(
     lrm = checkpoint.load(checkpoint.folders(weights)["lrm"], "lrm", device)
     model = adapters.load(Path(views_model) if views_model else checkpoint.BUNDLED / "multiview", device)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, skipped, sheet, seen = [], [], [], {name: [] for name in ("truth", *ROWS)}
+    asked = [name for name in ROWS if name in asked]
+    rows, skipped, sheet, seen = [], [], [], {name: [] for name in ("truth", *asked)}
     for number, path in enumerate(scenes.evenly(packs.list_packs(packs_folder), limit)):
         with scenes.skipping(skipped, path.stem):
             pack = packs.load(path)
@@ -84,11 +91,13 @@ def evaluate(
             half = min(middle, SECONDS * pack.fps / 2)
             positions = pack.model_positions(clip, np.linspace(middle - half, middle + half, FRAMES))
             truth = rendered(pack, positions, number, 0.0)
-            found = {
-                "ours": whole_path(pack, positions, number, weights, device, model),
-                "single_view": single_view(lrm, pack, positions, number, device),
-                "oracle_views": whole_path(pack, positions, number, weights, device, None),
-            }
+            shown_clip = pack, positions, number
+            found = {}
+            for name in asked:
+                if name == "single_view":
+                    found[name] = single_view(lrm, *shown_clip, device)
+                else:
+                    found[name] = whole_path(*shown_clip, weights, device, model if name == "ours" else None)
             row = {"asset": path.stem, "clip": pack.clip_names[clip]}
             for name, result in found.items():
                 row |= {f"{name}.{k}": v for k, v in measure(result, truth, pack, positions, judge).items()}
@@ -97,8 +106,8 @@ def evaluate(
             rows.append(row)
             middle = len(truth.pictures) // 2
             shown = [source_view(pack, positions[FRAMES // 2]), truth.pictures[middle, 0]]
-            shown += [found[name].pictures[middle, 0] for name in ROWS]
-            sheet.append(pictures.Row(path.stem, f"{row['ours.psnr']:.1f} dB", shown))
+            shown += [found[name].pictures[middle, 0] for name in asked]
+            sheet.append(pictures.Row(path.stem, f"{row[f'{asked[0]}.psnr']:.1f} dB", shown))
             print(
                 f"{path.stem}: " + " ".join(f"{k}={v:.3g}" for k, v in row.items() if isinstance(v, float)), flush=True
             )
@@ -109,8 +118,9 @@ def evaluate(
 
 def write(out: Path, rows: list[dict], seen: dict, skipped: list[dict], sheet: list[pictures.Row], fvd: str, device):
     """All results of the clips so far; returns the summary."""
-    table = {name: {measured: metrics.mean(rows, f"{name}.{measured}") for measured in NAMES} for name in ROWS}
-    for name in ROWS:
+    asked = [name for name in ROWS if name in seen]
+    table = {name: {measured: metrics.mean(rows, f"{name}.{measured}") for measured in NAMES} for name in asked}
+    for name in asked:
         table[name]["frechet_patch_distance"] = round(frechet(*(patches(seen[n]) for n in (name, "truth"))), 5)
         table[name]["fvd"] = (
             round(frechet(*(features(seen[n], fvd, device) for n in (name, "truth"))), 3) if fvd else None
@@ -120,7 +130,7 @@ def write(out: Path, rows: list[dict], seen: dict, skipped: list[dict], sheet: l
         "device": devices.describe(device), "skipped": skipped,
     }  # fmt: skip
     metrics.write(out, rows, summary)
-    pictures.save_sheets(out, sheet, ["the clip", "truth", *(name.replace("_", " ") for name in ROWS)])
+    pictures.save_sheets(out, sheet, ["the clip", "truth", *(name.replace("_", " ") for name in asked)])
     return summary
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import cameras, checkpoint, device
@@ -25,9 +27,10 @@ from ..video.multiview import TIMES, MultiviewPipeline, scheduler, settle
 from ..video.network import MultiviewNetwork
 from ..video.splat import exchange, prior
 from .logs import Log
-from .state import Counters, claim, record, restore, save
+from .state import STATE, Counters, claim, record, restore, save
 
 LOG_SECONDS = 20.0
+SECOND_LOOK = 0.3  # share of batches that are shown what they made of it at first; each costs a third more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", required=True, help="folder of rendered sequences (python -m lim_core cache)")
     p.add_argument("--out", required=True, help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--preset", default="nano", choices=PRESETS)
+    p.add_argument("--size", type=int, default=0, help="pixels along each side of a view, instead of the preset's")
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
     p.add_argument("--steps", type=int, default=0, help="stop after so many steps instead")
     p.add_argument("--batch", type=int, default=4, help="clips in a batch")
     p.add_argument("--frames", type=int, default=2, help="frames of a clip in a batch")
-    p.add_argument("--free", type=float, default=0.2, help="share of batches whose first view stands anywhere")
-    p.add_argument("--pure-noise", type=float, default=0.35, help="share of clips shown as pure noise")
+    p.add_argument("--start", default="", help="pipeline folder to start the weights from")
+    p.add_argument("--single", type=float, default=0.7, help="share of batches of single frames instead of clips")
+    p.add_argument("--pure-noise", type=float, default=0.8, help="share of clips shown as pure noise")
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--warmup", type=int, default=100)
     p.add_argument("--save-minutes", type=float, default=3.0)
@@ -75,15 +80,24 @@ def parser() -> argparse.ArgumentParser:
 
 def pictures(sequence: dict, step: int, views: list[int], size: int) -> np.ndarray:
     """Colour on white, alpha, depth beyond the origin's, and whether the depth is known: float32 [V, 6, S, S]."""
-    rgba = np.asarray(sequence["rgba"][step])[views].astype(np.float32) / 255
-    points = np.asarray(sequence["maps"][step])[views][..., :3].astype(np.float32)
-    camera = sequence["camera_to_world"][step][views]
-    known = (np.abs(points).sum(-1) > 0).astype(np.float32)
-    depth = np.einsum("vhwi,vi->vhw", points - camera[:, None, None, :3, 3], camera[:, :3, 2])
-    depth = (depth - np.linalg.norm(camera[:, :3, 3], axis=-1)[:, None, None]) * known
-    stack = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:], depth[..., None], known[..., None]], -1)
-    factor = stack.shape[1] // size
-    small = stack.reshape(len(views), size, factor, size, factor, 6).mean((2, 4))
+    rgba = sequence["rgba"][step][views]
+    if "depth" in sequence:  # half of the time of a batch against the maps
+        depth = sequence["depth"][step][views]
+        known = (depth < 2).astype(np.float32)
+    else:
+        points = np.asarray(sequence["maps"][step])[views][..., :3].astype(np.float32)
+        camera = sequence["camera_to_world"][step][views]
+        known = (np.abs(points).sum(-1) > 0).astype(np.float32)
+        depth = np.einsum("vhwi,vi->vhw", points - camera[:, None, None, :3, 3], camera[:, :3, 2])
+        depth = depth - np.linalg.norm(camera[:, :3, 3], axis=-1)[:, None, None]
+    factor = rgba.shape[1] // size
+    stack = np.empty((*rgba.shape[:3], 6), np.float32)
+    stack[..., 3] = rgba[..., 3] * np.float32(1 / 255)
+    stack[..., :3] = rgba[..., :3] * (stack[..., 3:4] * np.float32(1 / 255))
+    stack[..., 4], stack[..., 5] = depth * known, known
+    # Slices added up: numpy's mean over two axes of so few entries takes five times as long.
+    parts = [stack[:, i::factor, j::factor] for i in range(factor) for j in range(factor)]
+    small = sum(parts) / np.float32(factor * factor)
     small[..., 4] /= np.maximum(small[..., 5], 1e-6)
     small[..., 5] = (small[..., 5] > 0) & (small[..., 3] > 0.5)
     small[..., 4] *= small[..., 5]
@@ -104,18 +118,21 @@ def facing(camera_to_world: np.ndarray) -> np.ndarray:
     return turn @ camera_to_world
 
 
-def draw(cache: Cache, batch: int, frames: int, size: int, free: float, rng: np.random.Generator) -> dict[str, Tensor]:
+def draw(
+    cache: Cache, batch: int, frames: int, size: int, single: float, rng: np.random.Generator
+) -> dict[str, Tensor]:
     """A random batch: `pictures` [B, T, V, 6, S, S], `camera` [B, V, 4, 4], `lens` [B, V, 3, 3].
 
-    Mostly clips of `frames` steps seen by the rig, any of whose views may be the first. With probability `free` single steps
-    instead, whose first view is one of the sequence's random cameras. The world is turned so that the first view stands at
-    azimuth 0.
+    Clips of `frames` steps seen by the rig, any of whose views may be the first; or, with probability `single`, so many more
+    sequences of one step each, half of them with one of the sequence's random cameras as the first view: frames of one clip
+    teach little more than one of them. The world is turned so that the first view stands at azimuth 0.
     """
     rows, camera, lens = [], [], []
-    wild = rng.random() < free
-    for _ in range(batch * frames if wild else batch):
+    alone = rng.random() < single
+    for _ in range(batch * frames if alone else batch):
         sequence = cache.sequence(int(rng.integers(len(cache.index))))
-        steps = rng.permutation(STEPS)[: 1 if wild else frames]
+        steps = rng.permutation(STEPS)[: 1 if alone else frames]
+        wild = alone and rng.random() < 0.5
         matrix, k = sequence["camera_to_world"][steps[0]], sequence["intrinsics"][steps[0]]
         first = int(rng.integers(RIG_VIEWS, len(matrix)) if wild else rng.integers(RIG_VIEWS))
         start = round((azimuth(matrix[first]) - azimuth(matrix[0])) / (math.pi / 2)) if wild else first
@@ -133,7 +150,7 @@ def draw(cache: Cache, batch: int, frames: int, size: int, free: float, rng: np.
 def loss_of(
     network: MultiviewNetwork, noise_schedule, batch: dict[str, Tensor], pure_noise: float
 ) -> tuple[Tensor, dict]:
-    """Squared error of colour and alpha, absolute error of depth on the object; half of the batches see themselves."""
+    """Squared error of colour and alpha, absolute error of depth on the object; some batches have seen themselves."""
     known = batch["pictures"][:, :, :, 5:]
     truth = torch.cat([batch["pictures"][:, :, :, :4] * 2 - 1, batch["pictures"][:, :, :, 4:5]], 3)
     camera, lens, given = batch["camera"], batch["lens"], truth[:, :, 0, :4]
@@ -147,7 +164,7 @@ def loss_of(
     level = times.float() / (TIMES - 1)
     hint = prior(given, camera, lens)
     seen = torch.zeros_like(hint)
-    if torch.rand(()) < 0.5:
+    if torch.rand(()) < SECOND_LOOK:
         with torch.no_grad():
             seen = exchange(settle(network(noisy, level, rays, given, hint, seen), given), camera, lens)
     guess = network(noisy, level, rays, given, hint, seen)
@@ -161,12 +178,40 @@ def loss_of(
     return total, {"colour": colour, "alpha": alpha, "depth": depth, "source_depth": source_depth}
 
 
+# ---- what it begins from -----------------------------------------------------------------------------------------------
+
+
+def begin_from(network: MultiviewNetwork, folder: str) -> None:
+    """Load the weights of a pipeline's folder into a network of the same sizes, but for the size of its pictures.
+
+    Raises:
+        LimError: no such pipeline there, a damaged one, or one of other sizes (which the message names).
+    """
+    if not (Path(folder) / "network" / "config.json").is_file():
+        raise LimError("weights_missing", f"There is no pipeline in “{folder}” to start from.", "Check --start.")
+    try:
+        found = MultiviewNetwork.from_pretrained(Path(folder) / "network", local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LimError("weights_broken", f"The pipeline in “{folder}” cannot be read: {error}.") from None
+    pairs = [(n, getattr(found.config, n), getattr(network.config, n)) for n in ("widths", "heads", "views")]
+    other = ", ".join(f"{n} {a} instead of {b}" for n, a, b in pairs if json.dumps(a) != json.dumps(b))
+    if other:
+        raise LimError("weights_broken", f"The pipeline in “{folder}” has {other}.", "Use its preset.")
+    weights = found.float().state_dict()
+    views, cells, width = weights["place"].shape  # the only one that knows the size
+    square = weights["place"].transpose(1, 2).unflatten(-1, (math.isqrt(cells),) * 2)
+    wanted = math.isqrt(network.place.shape[1])
+    square = F.interpolate(square, size=(wanted, wanted), mode="bilinear", antialias=True)
+    network.load_state_dict(weights | {"place": square.flatten(2).transpose(1, 2)})
+
+
 # ---- the loop ----------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     out, config = Path(args.out), PRESETS[args.preset]
+    config = dataclasses.replace(config, size=args.size or config.size)
     if args.threads:
         torch.set_num_threads(args.threads)
     where = device.pick(args.device)
@@ -178,10 +223,12 @@ def main(argv: list[str] | None = None) -> int:
     watched.index = claim(out, "multiview", config, args.batch, vars(args), cache.index[: args.held_out])
     torch.manual_seed(args.seed)
     network = MultiviewNetwork(**dataclasses.asdict(config)).to(where, memory_format=torch.channels_last).train()
-    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
     schedule, counters, log = scheduler(), Counters(), Log(out, True)
-    if (out / "state.safetensors").exists():
+    if args.start and not (out / STATE).exists():
+        begin_from(network, args.start)
+    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    if (out / STATE).exists():
         counters, _ = restore(out, network, average, optimiser)
         log.forget_after(counters.step)
         print(f"resumed at step {counters.step}, {counters.elapsed / 60:.1f} min", flush=True)
@@ -210,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         rng = np.random.default_rng([args.seed, counters.step])
         cache.refresh()
         cache.index = [entry for entry in cache.index if entry not in set(watched.index)]
-        batch = {k: v.to(where) for k, v in draw(cache, args.batch, args.frames, config.size, args.free, rng).items()}
+        batch = {k: v.to(where) for k, v in draw(cache, args.batch, args.frames, config.size, args.single, rng).items()}
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
             loss, parts = loss_of(network, schedule, batch, args.pure_noise)
         optimiser.zero_grad(set_to_none=True)

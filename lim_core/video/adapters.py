@@ -155,8 +155,10 @@ class Embedded:
         self, frames: Float[Tensor, "T 4 H W"], elevation: float, on_progress: Progress | None = None
     ) -> Float[Tensor, "T V 5 H W"]:
         """All views of all frames: colour on white and alpha in [0, 1], depth beyond the origin's in model units."""
+        from .multiview import decide
+
         camera, lens = (torch.from_numpy(x) for x in self.cameras(elevation, self.size))
-        return self.pipeline(frames, camera, lens, on_progress=on_progress)
+        return decide(self.pipeline(frames, camera, lens, on_progress=on_progress))
 
 
 class Public:

@@ -123,7 +123,7 @@ def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
         "rotation": np.array(source.rotation),
         "pixel_aspect": np.array(source.pixel_aspect),
         "fps": np.array(plan.fps),
-        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step]),
+        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step, int(np.diff(plan.keyframes)[-1])]),
         "seconds": plan.seconds[plan.keyframes],
         "kind": np.array(matte.kind),
         "pictures": np.array([path.name for path in source.pictures], dtype=str),
@@ -134,7 +134,7 @@ def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
 
 def write_clip(job: Path, request: Request, found: dict[str, np.ndarray]) -> None:
     """capture/clip.json (docs/video.md)."""
-    first, last, count, step = (int(n) for n in found["range"])
+    first, last, count, step, last_gap = (int(n) for n in found["range"])
     fps = float(found["fps"])
     keyframes = request.video_start + np.round((found["seconds"] - found["seconds"][0]) * fps, 3)
     camera, intrinsics = clip.full_camera(tuple(found["box"]), request.elevation)
@@ -149,6 +149,7 @@ def write_clip(job: Path, request: Request, found: dict[str, np.ndarray]) -> Non
         "fps": fps, "first": first, "last": last, "count": count,
         "frame_start": request.video_start - (first - 1),
         "step": step, "keyframes": [float(frame) for frame in keyframes], "inbetweens": step - 1,
+        "last_inbetweens": last_gap - 1,
         "camera_to_world": camera.tolist(), "intrinsics": intrinsics.tolist(),
         "crop": [float(x) for x in found["box"]],
         "foreground": str(found["kind"]),

@@ -7,6 +7,7 @@ The noise is the same at all frames, so that what the clip leaves open is decide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,14 @@ from .network import CHANNELS, MultiviewNetwork
 from .splat import exchange, prior
 
 TIMES = 1000
-STEPS = 6
+STEPS = 1
+"""Of the diffusion. More make pictures that look sharper and are farther from the truth: with six of them a network that had
+trained for 15 minutes lost 0.6 dB, 2.3 dB on the object, and a fifth of its depth's accuracy against one (12 watched sequences)."""
+SOLID = 0.35
+"""Alpha from which a made-up pixel counts as the object. A mean over what may be there is below a half where the outline is
+unsure: from 0.5 on, three in a hundred fewer pixels were right (IoU of the sides 0.456 against 0.487, 32 watched sequences)."""
+PULL = 1.0  # towards the clip's mean colour, of a pixel that is not there at all
+LOOKS = 2  # estimates at each step: the first has been told by the silhouette alone, the next by the other views, too
 
 
 def scheduler() -> DDIMScheduler:
@@ -34,8 +42,34 @@ def settle(views: Float[Tensor, "B T V 5 H W"], given: Float[Tensor, "B T 4 H W"
     """A clean estimate as the views must be: in range, the first as given, no depth beside the object."""
     picture = views[:, :, :, :4].clamp(-1, 1).clone()
     picture[:, :, 0] = given
-    depth = views[:, :, :, 4:].clamp(-1, 1) * (picture[:, :, :, 3:] > 0)
+    solid = picture[:, :, :, 3:] > 2 * SOLID - 1
+    solid[:, :, 0] = given[:, :, 3:] > 0
+    depth = views[:, :, :, 4:].clamp(-1, 1) * solid
     return torch.cat([picture, depth], 3)
+
+
+def decide(views: Float[Tensor, "T V 5 H W"]) -> Float[Tensor, "T V 5 H W"]:
+    """What the pipeline expects made into what is there: alpha SOLID becomes 0.5, and colours are those of the clip.
+
+    Where alpha is small the object's own colour is the small difference of two guesses: it is drawn towards the clip's mean,
+    and kept between the clip's darkest and lightest in every channel.
+
+    Args:
+        views: colour on white and alpha in [0, 1], depth; the first view is the clip's, and stays as it is.
+    """
+    colour, alpha, depth = views.split((3, 1, 1), 2)
+    shown = alpha[:, 0] > 0.5
+    pixels = [c[:, s[0]] if s.any() else c.flatten(1) for c, s in zip(colour[:, 0], shown)]
+    low, mean, high = (
+        torch.stack(rows)[:, None, :, None, None]
+        for rows in zip(*((p.quantile(0.02, 1), p.mean(1), p.quantile(0.98, 1)) for p in pixels))
+    )
+    pull = PULL * (1 - alpha)
+    own = ((colour - 1 + alpha).clamp_min(0) + pull * mean) / (alpha + pull)
+    own = torch.minimum(torch.maximum(own, low), high)
+    solid = alpha.clamp(0, 1) ** (math.log(0.5) / math.log(SOLID))
+    decided = torch.cat([own * solid + 1 - solid, solid, depth], 2)
+    return torch.cat([views[:, :1], decided[:, 1:]], 1)
 
 
 class MultiviewPipeline(DiffusionPipeline):
@@ -78,10 +112,11 @@ class MultiviewPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=device)
         for number, time in enumerate(self.scheduler.timesteps):
             level = (time.float() / (TIMES - 1)).expand(1)
-            clean = settle(self.network(noisy, level, rays, given, hint, seen), given)
+            for look in range(LOOKS):
+                clean = settle(self.network(noisy, level, rays, given, hint, seen), given)
+                seen = exchange(clean, camera, lens)
+                if on_progress:
+                    on_progress((number + (look + 1) / LOOKS) / steps)
             noisy = self.scheduler.step(clean, time, noisy).prev_sample
-            seen = exchange(clean, camera, lens)
-            if on_progress:
-                on_progress((number + 1) / steps)
         clean = clean[0]
         return torch.cat([(clean[:, :, :4] + 1) / 2, clean[:, :, 4:]], 2).cpu()

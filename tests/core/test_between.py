@@ -28,6 +28,9 @@ def test_keyframes_are_kept_and_bends_are_rigid(tube):
     result = between.interpolate(arap, keyframes, [1, 5, 6], HALVES)
     assert len(result) == 5 and np.array_equal(result[[0, 2, 4]], keyframes)
     assert np.array_equal(between.interpolate(arap, keyframes, [1, 5, 6], [0.0, 1.0]), keyframes)
+    uneven = between.interpolate(arap, keyframes, [1, 5, 6], [[0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 1.0]])
+    assert len(uneven) == 6 and np.array_equal(uneven[[0, 4, 5]], keyframes)
+    np.testing.assert_allclose(uneven[2], result[1], atol=1e-9)
 
 
 def test_a_velocity_goes_on_through_the_keyframes(tube):

@@ -58,6 +58,8 @@ def test_columns_hold_every_keyframe_and_few_in_betweens():
     assert of(2, 2) == [0, 1, 2, 3]
     assert of(2, 0) == [0, 1]
     assert of(5, 7) == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    short = request.Request(keyframes=(1, 9, 17, 19), inbetweens=7, last_inbetweens=1)
+    assert contact_sheet.columns(short) == [0, 4, 8, 12, 16, 17, 18]
     many = of(40, 3)
     assert len(many) == contact_sheet.COLUMNS and many[0] == 0 and many[-1] == 39 * 4
     assert all(index % 4 == 0 for index in many)

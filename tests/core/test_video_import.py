@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import clips
-from lim_core import cameras, protocol
+from lim_core import cameras, protocol, request
 from lim_core.errors import LimError
 from lim_core.request import Request
 from lim_core.video import clip, decode, foreground, importing
@@ -172,6 +172,9 @@ def test_the_range_and_the_step(tmp_path):
     importing.write_clip(tmp_path, asked(folder, video_start=100), found)
     about = json.loads((tmp_path / protocol.CLIP_FILE).read_text())
     assert about["keyframes"] == [100, 103, 106, 107] and about["inbetweens"] == 2
+    told = request.with_clip(asked(folder, video_start=100), tmp_path)
+    assert told.frames() == [100, 101, 102, 103, 104, 105, 106, 107], "no frames that the clip does not have"
+    assert [told.entry(k) for k in range(4)] == [0, 3, 6, 7] and told.intervals()[-2:] == [(2, 0.0), (2, 1.0)]
     assert (about["first"], about["last"], about["frame_start"]) == (3, 10, 98)
 
 

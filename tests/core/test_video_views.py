@@ -17,11 +17,11 @@ import torch
 pytest.importorskip("diffusers")
 
 import clips
-from lim_core import cameras, protocol, request
+from lim_core import cameras, protocol, request, steady
 from lim_core.data import cache
 from lim_core.errors import LimError
 from lim_core.images import pixel_rays
-from lim_core.video import adapters, body, command_line, splat, views
+from lim_core.video import adapters, body, command_line, multiview, splat, views
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -172,6 +172,35 @@ def test_saved_and_loaded_it_answers_alike_and_asks_no_network(pipeline_folder, 
     assert made.shape == (2, 4, 5, SIZE, SIZE) and torch.equal(made, two(frames_of(2), 20.0))
     assert torch.allclose(made[:, 0, :4], frames_of(2), atol=1e-5), "the first view is the clip"
     assert (made[:, :, 4][made[:, :, 3] <= 0.5] == 0).all()
+
+
+def test_the_second_look_is_told_what_the_first_saw(pipeline_folder):
+    pipeline, told = adapters.load(pipeline_folder).pipeline, []
+    pipeline.network.register_forward_hook(lambda module, given, made: told.append(given[5]))
+    camera, lens = (torch.from_numpy(x) for x in views.rig(20.0, SIZE))
+    pipeline(frames_of(2), camera, lens)
+    assert len(told) == 2 and (told[0] == 0).all() and (told[1] != 0).any()
+
+
+def test_what_is_expected_becomes_what_is_there():
+    """A pixel that is half the object is the object, in the object's colour, and no colour is invented."""
+    made, _, _ = ball(SIZE)
+    expected = made.clone()
+    unsure = expected[:, 1:, 3] > 0.5
+    for channel in range(3):  # seen as half of it on white, a little too dark
+        expected[:, 1:, channel] = torch.where(unsure, made[:, 1:, channel] * 0.4 + 0.6 - 0.1, expected[:, 1:, channel])
+    expected[:, 1:, 3] = 0.4 * unsure
+    decided = multiview.decide(expected)
+    assert torch.equal(decided[:, 0], made[:, 0])
+    assert torch.equal(decided[:, 1:, 3] > 0.5, unsure)
+    alpha = decided[:, 1:, 3:4]
+    own = (decided[:, 1:, :3] - 1 + alpha) / alpha.clamp_min(1e-3)
+    clip = made[0, 0, :3][:, made[0, 0, 3] > 0.5]
+    for channel in range(3):
+        shown = own[:, :, channel][unsure]
+        assert shown.min() > clip[channel].min() - 0.02 and shown.max() < clip[channel].max() + 0.02
+    faint = multiview.decide(torch.cat([made[:, :1], 0.3 * made[:, 1:]], 1))
+    assert not (faint[:, 1:, 3] > 0.5).any()
 
 
 def test_frames_and_views_know_of_each_other(pipeline_folder):
@@ -353,7 +382,12 @@ def test_the_result_has_the_clips_frames(finished):
     asked = request.read(job)
     assert asked.keyframes == (1, 4, 7) and asked.inbetweens == 2 and asked.frames() == [1, 2, 3, 4, 5, 6, 7]
     with np.load(job / protocol.RESULT_ARRAYS) as arrays:
-        assert len(arrays["positions"]) == 7 and np.isfinite(arrays["positions"]).all()
+        positions = arrays["positions"]
+    assert len(positions) == 7 and np.isfinite(positions).all()
+    with np.load(job / "state" / "fit.npz") as fit, np.load(job / protocol.CAMERAS_FILE) as seen:
+        even = steady.steady(fit["keyframes"], asked.keyframes, seen["camera_to_world"][0])
+        assert np.abs(even - fit["keyframes"]).max() > 1e-4, "they do not move evenly by themselves"
+    np.testing.assert_allclose(positions[::3], even, atol=1e-5)
     assert (job / protocol.TEXTURE_FILE).is_file()
 
 
@@ -417,7 +451,8 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setitem(training.PRESETS, "nano", tiny)
     monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
     common = ["multiview", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run"), "--held-out", "1"]
-    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu", "--free", "0", "--pure-noise", "1"]
+    common += ["--warmup", "5", "--lr", "3e-3", "--threads", "1", "--device", "cpu"]
+    common += ["--single", "0", "--pure-noise", "1"]
     assert training.main([*common, "--batch", "2", "--steps", "24"]) == 0
     losses = [float(row["loss"]) for row in logs.read(tmp_path / "run" / "log.csv")]
     assert len(losses) == 24 and np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
@@ -427,3 +462,33 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     assert model.size == SIZE and list((tmp_path / "run" / "samples").glob("*.png"))
     with pytest.raises(LimError):
         training.main([*common, "--batch", "3", "--steps", "30"])
+    before = {k: v.clone() for k, v in model.pipeline.network.state_dict().items()}
+    start = ["--start", str(tmp_path / "run" / "checkpoint"), "--lr", "1e-9", "--steps", "1", "--batch", "2"]
+    assert training.main([*common, *start, "--out", str(tmp_path / "second")]) == 0
+    after = adapters.load(tmp_path / "second" / "checkpoint").pipeline.network.state_dict()
+    assert all((after[name] - tensor).abs().max() < 1e-3 for name, tensor in before.items())
+    monkeypatch.setitem(training.PRESETS, "nano", training.MultiviewConfig(SIZE, (16, 24, 40), 2))
+    for folder, part in ((tmp_path / "run" / "checkpoint", "widths"), (tmp_path / "nowhere", "no pipeline")):
+        with pytest.raises(LimError, match=part):
+            training.main([*common, "--out", str(tmp_path / "third"), "--steps", "1", "--start", str(folder)])
+
+
+def test_batches_are_clips_or_as_many_single_frames(tmp_path, monkeypatch):
+    from lim_core.data import packs, procedural
+    from lim_core.training import multiview as training
+
+    path = tmp_path / "thing.npz"
+    packs.save(procedural.make_object(3), path)
+    monkeypatch.setattr(cache, "SHARD", 2)
+    cache.fill([path], tmp_path / "cache", size=SIZE, sequences=2, seed=0, supersample=1)
+    kept, rng = cache.Cache(tmp_path / "cache"), np.random.default_rng(0)
+    clips = training.draw(kept, 2, 3, SIZE, 0.0, rng)
+    singles = training.draw(kept, 2, 3, SIZE, 1.0, rng)
+    assert clips["pictures"].shape == (2, 3, 4, 6, SIZE, SIZE) and singles["pictures"].shape == (6, 1, 4, 6, SIZE, SIZE)
+    for batch in (clips, singles):  # the first view stands at azimuth 0
+        assert batch["camera"][:, 0, 0, 3].abs().max() < 1e-5 and (batch["camera"][:, 0, 1, 3] < 0).all()
+    views = kept.sequence(0)
+    half = training.pictures(views, 1, [0, 2], SIZE // 2)
+    whole = training.pictures(views, 1, [0, 2], SIZE)
+    means = whole[:, :4].reshape(2, 4, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5))
+    np.testing.assert_allclose(half[:, :4], means, atol=1e-6)

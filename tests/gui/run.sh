@@ -18,6 +18,7 @@
 #               debootstrap --variant=minbase trixie DIR
 #               chroot DIR apt-get install -y --no-install-recommends blender libgl1-mesa-dri libegl1 libgl1 python3-numpy
 #   SIZE      the window's size; default: 1280x800
+#   ONLY      video: that part alone; default: everything
 #   QUALITY   draft, standard (default) or high
 #   LIMIT     seconds after which it is given up; default: 1200
 set -euo pipefail
@@ -54,7 +55,8 @@ DISPLAY=:$(cat "$WORK/display")
 export DISPLAY
 
 run=(env "BLENDER_USER_RESOURCES=$WORK/resources" "LIM_GUI_OUT=$OUT" "LIM_GUI_WORK=$WORK" "LIM_GUI_PYTHON=$PYTHON"
-     "LIM_GUI_WEIGHTS=$WEIGHTS" "LIM_GUI_VIEWS=$VIEWS" "LIM_GUI_QUALITY=${QUALITY:-standard}" "${BLENDER:-blender}")
+     "LIM_GUI_WEIGHTS=$WEIGHTS" "LIM_GUI_VIEWS=$VIEWS" "LIM_GUI_QUALITY=${QUALITY:-standard}"
+     "LIM_GUI_ONLY=${ONLY:-}" "${BLENDER:-blender}")
 if [ -n "${CHROOT:-}" ]; then
   CHROOT=$(realpath "$CHROOT")
   show() { mkdir -p "$CHROOT$1"; mount --rbind "$1" "$CHROOT$1"; }

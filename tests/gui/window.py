@@ -28,6 +28,7 @@ ADDON = "bl_ext.user_default.lim"
 OUT, WORK = Path(os.environ["LIM_GUI_OUT"]), Path(os.environ["LIM_GUI_WORK"])
 PYTHON, WEIGHTS = Path(os.environ["LIM_GUI_PYTHON"]), os.environ["LIM_GUI_WEIGHTS"]
 QUALITY, VIEWS = os.environ["LIM_GUI_QUALITY"], os.environ["LIM_GUI_VIEWS"]
+ONLY = os.environ["LIM_GUI_ONLY"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "blender"))
 from demo_film import film  # noqa: E402
 
@@ -290,6 +291,10 @@ def wait_for(done):
 
 def script():
     yield from set_up()
+    if ONLY == "video":
+        bpy.app.timers.register(count)
+        yield from video()
+        return
     job = bpy.context.window_manager.lim_job
     scene = bpy.context.scene
     before = state_of_scene()
