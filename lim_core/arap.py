@@ -18,7 +18,9 @@ from .errors import LimError
 from .surface import edges_of, face_normals
 
 LINK_WEIGHT = 1.0  # of an ordinary edge; weaker, and a part takes hundreds of iterations to turn with its surroundings
-FOLDED = 0.15  # cosine below which a face counts as turned over: a margin, so that the steps after this one keep it right
+FOLDED = (
+    0.15  # cosine below which a face counts as turned over: a margin, so that the steps after this one keep it right
+)
 HOLD = 10.0  # weight of where a vertex is, as in `Arap.solve`, while faces near it are unfolded...
 LET_GO = 0.2  # ...of which it keeps so much in every round in which one is still turned over
 LINKS = 12  # between a loose part and what is nearest to it

@@ -17,21 +17,24 @@ from .surface import clean, edges_of, face_normals, simplify, vertex_normals
 SHORT = 0.35  # of the mean edge: what is shorter is collapsed
 LOW = 0.12  # of the mean edge: so is the shortest edge of a triangle that is less high
 STRAY = 0.08  # of the mean edge, by which a flipped edge may leave the old one
-ROUNDS = 4
 SPARE = 1.3  # times the wanted faces to simplify to: a fifth to a quarter is collapsed after
 
 
 def reduce(vertices: np.ndarray, faces: np.ndarray, target_faces: int) -> tuple[np.ndarray, np.ndarray]:
-    """About `target_faces` well-shaped triangles, seldom more, for a fine mesh [V, 3], [F, 3]; float32 and int32.
+    """At most about `target_faces` well-shaped triangles for a fine mesh [V, 3], [F, 3]; float32 and int32.
 
     Raises:
         LimError empty_surface: nothing is left.
     """
-    return tidy(*simplify(vertices, faces, round(SPARE * target_faces)), (vertices, faces))
+    fine = (vertices, faces)
+    vertices, faces = tidy(*simplify(*fine, round(SPARE * target_faces)), fine)
+    if len(faces) > target_faces:
+        vertices, faces = tidy(*simplify(vertices, faces, target_faces), fine, rounds=1)
+    return vertices, faces
 
 
 def tidy(
-    vertices: np.ndarray, faces: np.ndarray, surface: tuple[np.ndarray, np.ndarray]
+    vertices: np.ndarray, faces: np.ndarray, surface: tuple[np.ndarray, np.ndarray], rounds: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Better triangles for the same surface; some per cent fewer than before.
 
@@ -45,7 +48,7 @@ def tidy(
     length = _lengths(vertices, faces).mean()
     fine = (np.asarray(surface[0], np.float64), vertex_normals(*surface).astype(np.float64))
     tree = cKDTree(fine[0])
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         vertices, faces = collapse(vertices, faces, SHORT * length, LOW * length)
         faces = flip(vertices, faces, STRAY * length)
         vertices = _relaxed(vertices, faces, tree, fine, length)
@@ -138,7 +141,8 @@ def collapse(vertices: np.ndarray, faces: np.ndarray, short: float, low: float) 
     height = np.linalg.norm(face_normals(vertices, faces), axis=1) / np.maximum(sides.max(1), 1e-30)
     shortest = sides.argmin(1)
     rows = np.arange(len(faces))
-    wanted = (sides.min(1) < short) | ((height < low) & (sides.min(1) < 4 * short))
+    limit = np.where(height < low, 4 * short, short)
+    wanted = sides.min(1) < limit
     order = rows[wanted][np.argsort(sides.min(1)[wanted])]
     alive = np.ones(len(faces), bool)
     for face in order:
@@ -146,7 +150,7 @@ def collapse(vertices: np.ndarray, faces: np.ndarray, short: float, low: float) 
             continue
         a, b = int(faces[face, shortest[face]]), int(faces[face, (shortest[face] + 1) % 3])
         shared = around[a] & around[b]
-        if len(shared) != 2:
+        if len(shared) != 2 or ((vertices[a] - vertices[b]) ** 2).sum() > limit[face] ** 2:  # it has grown meanwhile
             continue
         ring_a, ring_b = set(faces[list(around[a])].ravel().tolist()), set(faces[list(around[b])].ravel().tolist())
         if len(ring_a & ring_b) != 4:  # a, b and the two corners across: a third common neighbour would be pinched
