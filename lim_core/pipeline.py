@@ -365,6 +365,8 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
             on_progress=lambda f: reporter.progress(0.4 + 0.5 * f),
         )  # fmt: skip
         vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
+        onto = remesh.captured(capture.depth_planar[home], capture.camera_to_world, capture.intrinsics)
+        vertices = remesh.settle(vertices, faces, *onto)
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
         planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]

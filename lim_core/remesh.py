@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Well-shaped triangles for a simplified mesh: short edges collapsed, edges flipped, vertices spread evenly.
+"""The fine mesh of a capture made a template: few, well-shaped triangles that lie on what was captured.
 
 Quadric simplification leaves slivers wherever a surface is flat. A triangle a tenth as high as it is long turns over with
-the noise of a tenth of an edge: on five assets with thin parts, seven of ten turned faces were such. Arrays are numpy,
-model space; faces are counter-clockwise from outside.
+the noise of a tenth of an edge: on five assets with thin parts, seven of ten turned faces were such. And its vertices lie on the surface, so
+that its edges cut every round corner: the outline was up to a pixel too small. Arrays are numpy, model space; faces are counter-clockwise from outside.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from .surface import clean, edges_of, face_normals, simplify, vertex_normals
+from . import cameras
+from .arap import factorise
+from .surface import clean, edges_of, face_normals, grid_normals, simplify, vertex_normals
 
 SHORT = 0.35  # of the mean edge: what is shorter is collapsed
 LOW = 0.12  # of the mean edge: so is the shortest edge of a triangle that is less high
 STRAY = 0.08  # of the mean edge, by which a flipped edge may leave the old one
+POINTS = 60_000  # captured points that the template is laid onto; half of them at outlines, where there are so many
+BEYOND = (
+    0.12  # pixels that the outline is looked for beyond the outermost pixels: 0 loses it, from 0.25 on it spills over
+)
+APART = 0.001  # model units that the sides of a sheet without thickness are each moved outwards
+BEND = 0.003  # what an even displacement counts against the points
 SPARE = 1.3  # times the wanted faces to simplify to: a fifth to a quarter is collapsed after
 
 
@@ -212,3 +220,118 @@ def _relaxed(vertices, faces, tree: cKDTree, fine, length: float) -> np.ndarray:
     offset = np.einsum("vki,vki->vk", fine[0][near] - moved[:, None], fine[1][near]) / np.maximum(facing, 0.5)
     along = (weight * offset).sum(1) / np.maximum(weight.sum(1), 1e-12)
     return moved + (free * np.clip(along, -0.3 * length, 0.3 * length))[:, None] * normal
+
+
+# ---- laid onto the capture -------------------------------------------------------------------------------------------
+def captured(
+    depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a template has to lie on at its keyframe: an even choice of the captured points, outlines above all.
+
+    Args:
+        depth_planar: [V, H, W] camera z, 0 where nothing is; camera_to_world: [V, 4, 4]; intrinsics: [V, 3, 3].
+    Returns:
+        points [P, 3], unit normals towards the camera [P, 3] (zero where unknown), outline [P] bool. Points of an outline
+        are moved BEYOND their pixel's centre, outwards. Sides of a sheet are kept APART.
+    """
+    points, normals, outline = [], [], []
+    for depth, pose, intrinsic in zip(np.asarray(depth_planar, np.float32), camera_to_world, intrinsics, strict=True):
+        mask = depth > 0
+        height, width = depth.shape
+        pixel = depth / intrinsic[0, 0]
+        around = np.pad(np.where(mask, depth, np.inf), 1, constant_values=np.inf)
+        out = np.zeros((height, width, 2))
+        for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+            beside = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+            out[beside > depth + 12 * pixel] += np.array([dx, dy]) / np.hypot(dx, dy)
+        length = np.linalg.norm(out, axis=2)
+        edge = mask & (length > 0.5)
+        out *= (BEYOND * edge * pixel / np.maximum(length, 1e-9))[..., None]
+        grid = cameras.unproject(depth, pose, intrinsic)
+        normals.append(grid_normals(grid, depth, pose, intrinsic)[mask])
+        points.append((grid + out[..., :1] * pose[:3, 0] + out[..., 1:] * pose[:3, 1])[mask])
+        outline.append(edge[mask])
+    points, normals, outline = np.concatenate(points), np.concatenate(normals), np.concatenate(outline)
+    random = np.random.default_rng(0)
+    edges = random.permutation(np.flatnonzero(outline))[: POINTS // 2]
+    inner = random.permutation(np.flatnonzero(~outline & (np.abs(normals).sum(1) > 0)))[: POINTS - len(edges)]
+    chosen = np.r_[edges, inner]
+    points, normals, outline = points[chosen].astype(np.float64), normals[chosen].astype(np.float64), outline[chosen]
+    distance, near = cKDTree(points).query(points, k=min(12, len(points)))
+    behind = (np.einsum("pki,pi->pk", normals[near], normals) < -0.3) & (distance < 6 * APART)
+    points += APART * (behind.any(1) & ~outline)[:, None] * normals
+    return points, normals, outline
+
+
+def settle(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    points: np.ndarray,
+    normals: np.ndarray,
+    outline: np.ndarray,
+    steps: int = 3,
+) -> np.ndarray:
+    """Vertices [V, 3] float32 moved so that the captured points lie on the faces between them, in the least squares.
+
+    Each point holds the place of the mesh that is nearest to it among those that face its way; displacements are smooth.
+
+    Args:
+        points, normals, outline: of `captured`; points further off than a mean edge are not asked.
+    """
+    position, faces = np.array(vertices, np.float64), np.asarray(faces, np.int64)
+    count, edges = len(position), edges_of(faces)
+    length = _lengths(position, faces).mean()
+    rows, columns = np.r_[edges[:, 0], edges[:, 1]], np.r_[edges[:, 1], edges[:, 0]]
+    joined = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (count, count))
+    uneven = sparse.diags(np.asarray(joined.sum(1)).ravel()) - joined
+    stiff = BEND * (uneven.T @ uneven) + 0.005 * sparse.identity(count)
+    spots = np.array([[2, 2, 2], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / 6.0
+    numbers = np.repeat(np.arange(len(faces)), len(spots))
+    for _ in range(steps):
+        normal = face_normals(position, faces)
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
+        spot = np.einsum("sk,fki->fsi", spots, position[faces]).reshape(-1, 3)
+        tree = cKDTree(np.concatenate([spot, 0.5 * length * normal[numbers]], 1))
+        near = numbers[tree.query(np.concatenate([points, 0.5 * length * normals], 1), k=5)[1]]
+        best = np.full(len(points), np.inf)
+        face, weights = np.zeros(len(points), np.int64), np.zeros((len(points), 3))
+        for tried in near.T:
+            found = closest(points, position[faces[tried]])
+            off = np.linalg.norm(np.einsum("pk,pki->pi", found, position[faces[tried]]) - points, axis=1)
+            off += np.where(outline, 0.0, 0.3 * length * (1 - np.einsum("pi,pi->p", normal[tried], normals)))
+            better = off < best
+            best[better], face[better], weights[better] = off[better], tried[better], found[better]
+        offset = points - np.einsum("pk,pki->pi", weights, position[faces[face]])
+        far = np.linalg.norm(offset, axis=1) / length
+        trust = np.where(far < 1, 1 / (1 + (2 * far) ** 2) ** 2, 0.0) * count / len(points)
+        trust *= outline | (np.einsum("pi,pi->p", normal[face], normals) > 0.3)
+        where = (np.repeat(np.arange(len(points)), 3), faces[face].ravel())
+        held = sparse.csr_matrix((weights.ravel(), where), (len(points), count))
+        pull = held.T @ sparse.diags(trust)
+        position += factorise((pull @ held + stiff).tocsc()).solve(pull @ offset)
+    return position.astype(np.float32)
+
+
+def closest(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Barycentric coordinates [N, 3] of the point of each triangle [N, 3, 3] nearest to each point [N, 3]."""
+    best, nearest = np.full(len(points), np.inf), np.zeros((len(points), 3))
+    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
+    normal = np.cross(b - a, c - a)
+    double_area = np.maximum(np.einsum("nd,nd->n", normal, normal), 1e-30)
+    inside = np.stack(
+        [np.einsum("nd,nd->n", np.cross(q - p, points - p), normal) / double_area for p, q in ((b, c), (c, a), (a, b))],
+        1,
+    )
+    choices = [(inside, (inside >= 0).all(1))]
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        edge = triangles[:, j] - triangles[:, i]
+        along = np.einsum("nd,nd->n", points - triangles[:, i], edge)
+        along = np.clip(along / np.maximum(np.einsum("nd,nd->n", edge, edge), 1e-30), 0, 1)
+        on_edge = np.zeros((len(points), 3))
+        on_edge[:, i], on_edge[:, j] = 1 - along, along
+        choices.append((on_edge, np.ones(len(points), bool)))
+    for barycentric, valid in choices:
+        off = np.linalg.norm(np.einsum("nk,nkd->nd", barycentric, triangles) - points, axis=1)
+        better = valid & (off < best)
+        best[better], nearest[better] = off[better], barycentric[better]
+    return nearest
