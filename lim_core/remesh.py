@@ -257,9 +257,14 @@ def captured(
     inner = random.permutation(np.flatnonzero(~outline & (np.abs(normals).sum(1) > 0)))[: POINTS - len(edges)]
     chosen = np.r_[edges, inner]
     points, normals, outline = points[chosen].astype(np.float64), normals[chosen].astype(np.float64), outline[chosen]
-    distance, near = cKDTree(points).query(points, k=min(12, len(points)))
-    behind = (np.einsum("pki,pi->pk", normals[near], normals) < -0.3) & (distance < 6 * APART)
-    points += APART * (behind.any(1) & ~outline)[:, None] * normals
+    # The nearest point that faces the other way: as near as this across the surface, and the two are sides of a sheet.
+    scale = 0.02
+    tree = cKDTree(np.concatenate([points, scale * normals], 1))
+    distance, near = tree.query(np.concatenate([points, -scale * normals], 1), distance_upper_bound=2 * scale)
+    near = np.where(np.isfinite(distance), near, 0)
+    gap = np.einsum("pi,pi->p", points - points[near], normals)
+    other = np.isfinite(distance) & (np.einsum("pi,pi->p", normals[near], normals) < -0.3) & ~outline
+    points += (other * np.clip(APART - 0.5 * np.abs(gap), 0, None))[:, None] * normals
     return points, normals, outline
 
 
