@@ -170,19 +170,18 @@ def collapse(vertices: np.ndarray, faces: np.ndarray, short: float, low: float) 
         before = face_normals(vertices, corners)
         area = np.linalg.norm(before, axis=1)
         firm = area > low * low
-        best = None
-        for place in (0.5 * (vertices[a] + vertices[b]), vertices[a], vertices[b]):
-            new = vertices[corners]
-            new[(corners == a) | (corners == b)] = place
-            normal = np.cross(new[:, 1] - new[:, 0], new[:, 2] - new[:, 0])
-            size = np.linalg.norm(normal, axis=1)
-            cosine = np.einsum("ni,ni->n", normal, before) / np.maximum(size * area, 1e-30)
-            worst = min(cosine[firm].min(initial=1.0), 4 * quality(new).min())
-            if best is None or worst > best[0]:
-                best = (worst, place)
-        if best[0] < 0.3:
+        ends = vertices[[a, b]]
+        places = np.concatenate([ends.mean(0, keepdims=True), ends])
+        new = np.tile(vertices[corners], (3, 1, 1, 1))
+        new[:, (corners == a) | (corners == b)] = places[:, None]
+        normal = np.cross(new[:, :, 1] - new[:, :, 0], new[:, :, 2] - new[:, :, 0])
+        size = np.sqrt(np.einsum("pni,pni->pn", normal, normal))
+        cosine = np.einsum("pni,ni->pn", normal, before) / np.maximum(size * area, 1e-30)
+        shape = quality(new.reshape(-1, 3, 3)).reshape(3, -1)
+        worst = np.minimum(np.where(firm, cosine, 1.0).min(1), 4 * shape.min(1))
+        if worst.max() < 0.3:
             continue
-        vertices[a] = best[1]
+        vertices[a] = places[worst.argmax()]
         for f in shared:
             alive[f] = False
             for corner in faces[f].tolist():
