@@ -366,7 +366,7 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         )  # fmt: skip
         vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
         onto = remesh.captured(capture.depth_planar[home], capture.camera_to_world, capture.intrinsics)
-        vertices = remesh.settle(vertices, faces, *onto)
+        vertices, faces = remesh.without_slivers(remesh.settle(vertices, faces, *onto), faces)
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
         planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]

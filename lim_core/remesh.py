@@ -19,6 +19,7 @@ from .surface import clean, edges_of, face_normals, grid_normals, simplify, vert
 SHORT = 0.35  # of the mean edge: what is shorter is collapsed
 LOW = 0.12  # of the mean edge: so is the shortest edge of a triangle that is less high
 STRAY = 0.08  # of the mean edge, by which a flipped edge may leave the old one
+LAST = 1.6  # times LOW and STRAY for the last of them
 POINTS = 60_000  # captured points that the template is laid onto; half of them at outlines, where there are so many
 BEYOND = (
     0.12  # pixels that the outline is looked for beyond the outermost pixels: 0 loses it, from 0.25 on it spills over
@@ -60,8 +61,15 @@ def tidy(
         vertices, faces = collapse(vertices, faces, SHORT * length, LOW * length)
         faces = flip(vertices, faces, STRAY * length)
         vertices = _relaxed(vertices, faces, tree, fine, length)
-    faces = flip(vertices, faces, STRAY * length)
-    return clean(*collapse(vertices, faces, 0.5 * SHORT * length, 0.5 * LOW * length))
+    return without_slivers(vertices, faces)
+
+
+def without_slivers(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last slivers of a mesh of even triangles, [V, 3] float32 and [F, 3] int32: what creases protected so far."""
+    length = _lengths(vertices, faces).mean()
+    faces = flip(vertices, faces, LAST * STRAY * length)
+    vertices, faces = collapse(vertices, faces, SHORT * length, LAST * LOW * length)
+    return clean(vertices, flip(vertices, faces, LAST * STRAY * length))
 
 
 def quality(corners: np.ndarray) -> np.ndarray:
