@@ -15,9 +15,14 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from .errors import LimError
-from .surface import edges_of
+from .surface import edges_of, face_normals
 
 LINK_WEIGHT = 1.0  # of an ordinary edge; weaker, and a part takes hundreds of iterations to turn with its surroundings
+FOLDED = (
+    0.15  # cosine below which a face counts as turned over: a margin, so that the steps after this one keep it right
+)
+HOLD = 10.0  # weight of where a vertex is, as in `Arap.solve`, while faces near it are unfolded...
+LET_GO = 0.2  # ...of which it keeps so much in every round in which one is still turned over
 LINKS = 12  # between a loose part and what is nearest to it
 
 
@@ -31,6 +36,7 @@ class Arap:
         rest: [V, 3] float64, the shape whose edge lengths are kept.
         weld: [V], the welded vertex of each vertex; first: [W], the first vertex of each welded one; size: W.
         edges: [E, 2] between welded vertices, links included; weights: [E], mean 1.
+        faces: [F', 3] of welded vertices; those that welding collapses are left out.
     """
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray):
@@ -56,6 +62,7 @@ class Arap:
         points = vertices[first]
         faces = self.weld[faces]
         faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+        self.faces = faces
         edges, weights = _cotangents(points, faces)
         self.edges, self.weights = link(points, edges, weights, self.diagonal)
         count, self.size = len(self.edges), len(points)
@@ -65,6 +72,7 @@ class Arap:
         self._spread = sparse.csr_matrix((np.r_[self.weights, self.weights], ends[::-1]), (self.size, count))
         self._divergence = (self._difference.T @ sparse.diags(self.weights)).tocsr()
         self._laplacian = (self._divergence @ self._difference).tocsc()
+        self._around = (abs(self._difference).T @ abs(self._difference)).tocsr()  # a vertex and its neighbours
         self._factor: tuple[bytes, object] | None = None
         self.set_rest(vertices)
 
@@ -90,6 +98,36 @@ class Arap:
         edges = self._difference @ self._welded(positions)
         rotated = self._rotate_edges(self._rotations(edges), self.rest_edges)
         return self.weights * ((edges - rotated) ** 2).sum(1)
+
+    def turned(self, positions: np.ndarray) -> np.ndarray:
+        """Cosine [F'] between every face's normal at positions [V, 3] and where its surroundings have turned it from the
+        rest shape (the rotations of its corners). Below 0 it is turned over; 0 at most where it has collapsed."""
+        position = self._welded(positions)
+        return self._turned(position, self._rotations(self._difference @ position))
+
+    def folded(self, positions: np.ndarray, *, rings: int = 0) -> np.ndarray:
+        """Which vertices [V] belong to a face that is turned over, or lie that many edges around one."""
+        return self._folded(self._welded(positions), rings)[self.weld]
+
+    def _folded(self, position: np.ndarray, rings: int) -> np.ndarray:
+        turned = self._turned(position, self._rotations(self._difference @ position))
+        near = np.zeros(self.size, bool)
+        near[self.faces[turned < FOLDED].ravel()] = True
+        return self._grown(near, rings)
+
+    def _grown(self, chosen: np.ndarray, rings: int) -> np.ndarray:
+        """Welded vertices [W] and those that many edges around them."""
+        for _ in range(rings if chosen.any() else 0):
+            chosen = self._around @ chosen > 0
+        return chosen
+
+    def _turned(self, position: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+        before, after = face_normals(self.rest[self.first], self.faces), face_normals(position, self.faces)
+        size, area = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+        turn = rotations[self.faces].mean(1)
+        cosine = np.einsum("fij,fj,fi->f", turn, before, after) / np.maximum(size * area, 1e-300)
+        cosine = np.where(area < 0.02 * size, np.minimum(cosine, 0.0), cosine)
+        return np.where(size > 1e-12, cosine, 1.0)
 
     def stretch(self, positions: np.ndarray) -> float:
         """Mean share of their length by which the edges at positions [V, 3] are not the rest shape's, turned; at most 1
@@ -139,6 +177,50 @@ class Arap:
             if change < tolerance * self.diagonal:
                 break
         return position[self.weld]
+
+    def untangle(self, positions: np.ndarray, *, rounds: int = 12) -> np.ndarray:
+        """Positions [V, 3] without the faces that are turned over: around each, the mesh is made stiff, round after round
+        stiffer and in a wider ring, until it unfolds; all else stays exactly where it is.
+
+        A patch that is held by nothing takes the rest shape, in which no face is turned over. What does not unfold after
+        so many rounds is left.
+        """
+        given = self._welded(positions)
+        position, hold, free = given, np.full(self.size, HOLD), np.zeros(self.size, bool)
+        for attempt in range(rounds):
+            near = self._folded(position, 1 + attempt // 3)
+            if not near.any():
+                break
+            hold[near] *= LET_GO
+            free |= self._grown(near, 2)
+            position = self._solve_locally(np.flatnonzero(free), hold, given, position)
+        return np.asarray(positions, np.float64) + (position - given)[self.weld]
+
+    def _solve_locally(self, free, hold, goal, position, iterations: int = 6) -> np.ndarray:
+        """As `solve`, at stiffness 1, of the welded vertices `free` alone; the others are fixed."""
+        near = np.unique(self._around[free].indices)  # whose rotations count
+        edges = np.flatnonzero(np.isin(self.edges, near).any(1))
+        difference = self._difference[edges]
+        spread, divergence = self._spread[near][:, edges], self._divergence[free][:, edges]
+        rest, ends = self.rest_edges[edges], self.edges[edges]
+        inside = np.isin(ends, near).all(1)  # the others end where nothing moves
+        place = np.zeros(self.size, np.int64)
+        place[near] = np.arange(len(near))
+        rows = self._laplacian.tocsr()[free]
+        solver = factorise((rows[:, free] + sparse.diags(hold[free])).tocsc())
+        fixed = np.ones(self.size)
+        fixed[free] = 0
+        known = hold[free, None] * goal[free] - rows @ (fixed[:, None] * position)
+        position = position.copy()
+        for _ in range(iterations):
+            now = difference @ position
+            outer = now[:, :, None] * rest[:, None, :]
+            turn = polar((spread @ outer.reshape(-1, 9)).reshape(-1, 3, 3))
+            wanted = np.zeros_like(rest)
+            one, two = place[ends[inside]].T
+            wanted[inside] = np.einsum("eij,ej->ei", 0.5 * (turn[one] + turn[two]), rest[inside])
+            position[free] = solver.solve(known + divergence @ wanted)
+        return position
 
     def _factorise(self, diagonal: np.ndarray):
         key = diagonal.tobytes()

@@ -35,7 +35,7 @@ def interpolate(
     `x(α) = rigid(α) + (1 − c) · spline(α) + c · (traced(α) − straight(α))`: `rigid` interpolates two fitted keyframes as
     rigidly as possible, `straight` does the same to the ends of the networks' trace; `spline` is the cubic that gives every
     vertex one velocity at each keyframe (Catmull–Rom, limited). c is the networks' confidence, less
-    where they miss the way that the fitted keyframes show.
+    where they miss the way that the fitted keyframes show. Faces that the corrections turn over are unfolded.
 
     Args:
         fitted: [K, V, 3]; times: [K], of the keyframes.
@@ -71,7 +71,7 @@ def interpolate(
             off = (a**3 - 2 * a**2 + a) * leaving + (a**3 - a**2) * arriving
             if known is not None:
                 off = (1 - known[1][i])[:, None] * off + known[0][i]
-            result.append(rigid[k][i] + off)
+            result.append(arap.untangle(rigid[k][i] + off))
         result.append(fitted[k + 1])
         if on_progress:
             on_progress(0.5 + (k + 1) / (2 * count))

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import between, cameras, checkpoint, fit, protocol, reduction, result, surface, texture, trace, triplane
+from . import between, cameras, checkpoint, fit, protocol, reduction, remesh, result, surface, texture, trace, triplane
 from . import capture as captures
 from .arap import Arap
 from .capture import Capture
@@ -365,7 +365,9 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
             capture.depth_planar[home], capture.camera_to_world, capture.intrinsics,
             on_progress=lambda f: reporter.progress(0.4 + 0.5 * f),
         )  # fmt: skip
-        vertices, faces = surface.simplify(vertices, faces, request.template_faces)
+        vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
+        onto = remesh.captured(capture.depth_planar[home], capture.camera_to_world, capture.intrinsics)
+        vertices, faces = remesh.without_slivers(remesh.settle(vertices, faces, *onto), faces)
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
         planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]
@@ -373,7 +375,7 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         # A network that is unsure of the shape gives a thin fog: its surface is where half of the thickest is reached.
         level = min(SURFACE_LEVEL, 0.5 * float(grid.max()))
         vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
-        vertices, faces = surface.simplify(surface.taubin(vertices, faces), faces, request.template_faces)
+        vertices, faces = remesh.reduce(surface.taubin(vertices, faces), faces, request.template_faces)
     return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32), "home": np.array(home)}
 
 

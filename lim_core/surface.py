@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage, sparse
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
@@ -404,7 +405,63 @@ def simplify(vertices: np.ndarray, faces: np.ndarray, target_faces: int) -> tupl
         vertices, faces = fast_simplification.simplify(
             np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.int32), target_count=target_faces
         )
+        vertices, faces = unpinched(vertices, faces)
     return clean(vertices, faces)
+
+
+def unpinched(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every edge with two faces and every vertex with one fan of them: where parts of a closed surface touch at an edge or
+    a vertex, it is doubled, and each part's own is drawn into it a little.
+
+    Quadric simplification pinches thin parts so: 20 to 50 edges with four faces on a mesh of 4000 triangles with fins or
+    wings. Dropping two of the four left holes.
+
+    Shapes: vertices [V, 3] and faces [F, 3], ccw from outside, in and out.
+    """
+    vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces, np.int64)
+    count, size = len(vertices), len(faces)
+    start, end = faces.T.ravel(), np.roll(faces, -1, axis=1).T.ravel()  # half-edge i of face f is number i · F + f
+    keys = np.minimum(start, end) * count + np.maximum(start, end)
+    order = np.argsort(keys, kind="stable")
+    first = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])
+    length = np.diff(np.r_[first, len(order)])
+    one, two = (order[first[length == 2] + i] for i in (0, 1))
+    opposite = start[one] == end[two]
+    pairs = [np.stack([one[opposite], two[opposite]], 1)]
+    for begin, many in zip(first[length > 2], length[length > 2]):
+        pairs.append(_wedges(vertices, faces, start, end, order[begin : begin + many]))
+    here, there = np.concatenate(pairs).T
+
+    def after(half):  # the corner at the half-edge's end
+        return (half + size) % (3 * size)
+
+    joined = np.r_[here, after(here)], np.r_[after(there), there]
+    graph = sparse.coo_matrix((np.ones(len(joined[0])), joined), (3 * size, 3 * size))
+    copies, copy = csgraph.connected_components(graph, directed=False)
+    own = np.zeros(copies, np.int64)
+    own[copy] = start
+    result = vertices[own]
+    double = np.bincount(own, minlength=count)[own] > 1
+    centre = vertices[faces].mean(1)[np.arange(3 * size) % size]
+    middle = np.stack([np.bincount(copy, centre[:, i], copies) for i in range(3)], 1) / np.bincount(copy)[:, None]
+    result[double] += (0.1 * (middle - result))[double].astype(np.float32)
+    faces = copy.reshape(3, size).T
+    # Two faces on the same three vertices are now a leaf of their own, without volume.
+    _, number, times = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True, return_counts=True)
+    return result, faces[times[number.ravel()] == 1]
+
+
+def _wedges(vertices, faces, start, end, halves: np.ndarray) -> np.ndarray:
+    """Half-edges at one edge in pairs [N, 2]: the two faces on both sides of the same piece of the inside."""
+    a, b = sorted((int(start[halves[0]]), int(end[halves[0]])))
+    axis = (vertices[b] - vertices[a]).astype(np.float64)
+    axis /= max(float(np.linalg.norm(axis)), 1e-30)
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    across = vertices[faces[halves % len(faces), (halves // len(faces) + 2) % 3]] - vertices[a]
+    angle = np.arctan2(across @ np.cross(axis, side), across @ side)
+    forth, back = np.flatnonzero(start[halves] == a), np.flatnonzero(start[halves] == b)
+    turn = (angle[forth][:, None] - angle[back][None]) % (2 * np.pi)  # the inside is behind a face, where angles fall
+    return np.stack([halves[side[chosen]] for side, chosen in zip((forth, back), linear_sum_assignment(turn))], 1)
 
 
 def marching_cubes(

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from ..arap import Arap
 from ..errors import LimError
+from ..remesh import closest
 from ..surface import face_normals, vertex_normals
 from . import metrics
 
@@ -40,32 +41,7 @@ def material_points(template: np.ndarray, faces: np.ndarray, truth: np.ndarray, 
     facing = np.abs(np.einsum("vkd,vd->vk", normals[faces_of[near]], vertex_normals(template, faces)))
     best = np.hypot(distance, FACING * (1 - facing)).argmin(1)
     face = faces_of[near[np.arange(len(template)), best]]
-    return face, _closest(template, truth[truth_faces[face]])
-
-
-def _closest(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates [N, 3] of the point of each triangle [N, 3, 3] nearest to each point [N, 3]."""
-    best, nearest = np.full(len(points), np.inf), np.zeros((len(points), 3))
-    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    normal = np.cross(b - a, c - a)
-    double_area = np.maximum(np.einsum("nd,nd->n", normal, normal), 1e-30)
-    inside = np.stack(
-        [np.einsum("nd,nd->n", np.cross(q - p, points - p), normal) / double_area for p, q in ((b, c), (c, a), (a, b))],
-        1,
-    )
-    choices = [(inside, (inside >= 0).all(1))]
-    for i, j in ((0, 1), (1, 2), (2, 0)):
-        edge = triangles[:, j] - triangles[:, i]
-        along = np.einsum("nd,nd->n", points - triangles[:, i], edge)
-        along = np.clip(along / np.maximum(np.einsum("nd,nd->n", edge, edge), 1e-30), 0, 1)
-        on_edge = np.zeros((len(points), 3))
-        on_edge[:, i], on_edge[:, j] = 1 - along, along
-        choices.append((on_edge, np.ones(len(points), bool)))
-    for barycentric, valid in choices:
-        off = np.linalg.norm(np.einsum("nk,nkd->nd", barycentric, triangles) - points, axis=1)
-        better = valid & (off < best)
-        best[better], nearest[better] = off[better], barycentric[better]
-    return nearest
+    return face, closest(template, truth[truth_faces[face]])
 
 
 def chamfers(positions: np.ndarray, faces: np.ndarray, truth: np.ndarray, truth_faces: np.ndarray) -> dict[str, float]:

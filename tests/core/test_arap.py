@@ -91,6 +91,42 @@ def test_interpolation_turns_instead_of_shrinking(tube):
     assert np.abs(shrunk / rest - 1).mean() > 0.2  # what a plain blend does
 
 
+def test_a_face_is_turned_over_against_its_surroundings(tube):
+    """However the whole lies: a tube that is bent has none, one vertex pushed through its neighbours has."""
+    vertices, faces, arap = tube
+    assert arap.turned(vertices).min() > 0.99
+    turn = rotation_matrices(np.array([[0.3, 2.0, 0.7]]))[0]
+    assert arap.turned(shapes.bent(vertices, 1.9) @ turn.T).min() > 0.8
+    pushed = vertices.copy()
+    neighbours = np.unique(faces[(faces == 100).any(1)])
+    pushed[100] += 2.5 * (vertices[neighbours[0]] - vertices[100])
+    assert arap.turned(pushed).min() < 0
+    assert set(np.flatnonzero(arap.folded(pushed))) <= set(np.unique(faces[np.isin(faces, neighbours).any(1)]))
+
+
+def test_untangling_unfolds_and_leaves_the_rest_alone(tube):
+    vertices, faces, arap = tube
+    bent = shapes.bent(vertices, 1.5)
+    assert np.array_equal(arap.untangle(bent), bent)
+    upper = np.flatnonzero(vertices[:, 2] > 0.3)
+    noisy = bent.copy()
+    noisy[upper] += 0.03 * np.random.default_rng(0).normal(size=(len(upper), 3))
+    assert (arap.turned(noisy) < 0).mean() > 0.05
+    straight = arap.untangle(noisy)
+    assert arap.turned(straight).min() > 0
+    assert np.array_equal(straight[vertices[:, 2] < 0], bent[vertices[:, 2] < 0])
+    assert np.linalg.norm(straight - bent, axis=1).mean() < np.linalg.norm(noisy - bent, axis=1).mean()
+
+
+def test_what_never_had_an_area_is_not_turned_over(tube):
+    """An artist's own mesh may have faces without area: nothing is to be unfolded there."""
+    vertices, faces, _ = tube
+    points = np.concatenate([vertices, 0.5 * (vertices[:1] + vertices[1:2])])
+    arap = Arap(points, np.concatenate([faces, [[0, 1, len(vertices)]]]))
+    moved = arap.rest + 0.1
+    assert np.array_equal(arap.untangle(moved), moved)
+
+
 def test_coarse_nodes_carry_the_mesh(tube):
     vertices, _, arap = tube
     coarse = Coarse(arap, 120)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core import correspond, registration, texture
+from lim_core import cameras, correspond, registration, texture
+from lim_core.arap import Arap
+from lim_core.observation import Observation
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,17 @@ def test_samples_cover_large_faces():
     samples = registration.Samples(vertices, faces, 2000)
     assert samples.matrix.shape[0] > 1500
     assert np.abs(np.linalg.norm(samples.at(vertices)[1], axis=1) - 1).max() < 1e-5
+
+
+def test_a_thin_part_is_not_pulled_inside_out():
+    """A sheet as thick as the depth is noisy: each of its sides finds points of the other."""
+    vertices, faces = shapes.tube(rings=60, around=24)
+    flat = vertices * [1, 0.06, 1]
+    views = cameras.job_cameras(128, 8)
+    depth, images = shapes.capture_of(flat, faces, vertices, *views, 128)
+    noise = 0.012 * np.random.default_rng(0).normal(size=depth.shape)
+    seen = Observation(np.where(depth > 0, depth + noise, 0).astype(np.float32), images, *views)
+    arap, samples = Arap(flat, faces), registration.Samples(flat, faces)
+    found = registration.register(arap, samples, flat, registration.Matcher(seen, None))
+    assert np.abs(found - flat).max() > 0.01
+    assert arap.turned(found).min() > 0

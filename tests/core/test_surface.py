@@ -44,6 +44,33 @@ def test_simplify_meets_the_budget_and_stays_closed(sphere):
     assert np.abs(np.linalg.norm(vertices, axis=1) / 0.8 - 1).max() < 0.01
 
 
+def test_parts_that_touch_at_an_edge_come_apart():
+    """Two boxes that share an edge: dropping faces there would open both."""
+    one, two = trimesh.creation.box((1, 1, 1)), trimesh.creation.box((1, 1, 1))
+    two.apply_translation((1, 1, 0))
+    merged = trimesh.util.concatenate([one, two])
+    merged.merge_vertices()
+    vertices, faces = np.array(merged.vertices), np.array(merged.faces)
+    assert len(vertices) == 14 and not closed(vertices, faces)
+    vertices, faces = surface.clean(*surface.unpinched(vertices, faces))
+    assert closed(vertices, faces) and surface.components(len(vertices), faces)[0] == 2
+    assert volume(vertices, faces) == pytest.approx(2, rel=0.2)
+    assert np.array_equal(surface.unpinched(one.vertices, one.faces)[1].shape, one.faces.shape)
+
+
+def test_simplified_fins_have_no_holes():
+    """Thin crossed fins, which quadrics pinch together."""
+    fins = [trimesh.creation.box((1.0, 0.8, 0.012)), trimesh.creation.box((0.012, 0.8, 1.0))]
+    fins += [
+        trimesh.creation.box((0.9, 0.012, 0.9)).apply_transform(trimesh.transformations.rotation_matrix(0.5, (1, 0, 1)))
+    ]
+    mesh = trimesh.util.concatenate(fins)
+    views = cameras.job_cameras(160, 8)
+    depth = shapes.depth_of(np.array(mesh.vertices), np.array(mesh.faces), *views, 160)
+    vertices, faces = surface.simplify(*surface.fuse_depth(depth, *views), 600)
+    assert closed(vertices, faces)
+
+
 @pytest.mark.parametrize("edge_on", [False, True])
 def test_sheet_without_thickness_survives(edge_on):
     # Edge on, the rig's first camera sees nothing of it: that must not carve it away.
