@@ -232,7 +232,7 @@ def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[st
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
     vertices = template["vertices"]
-    home = int(template["home"]) * (asked.inbetweens + 1)
+    home = asked.entry(int(template["home"]))
     surfaces = []
     for planes in pipeline.interpolated(asked, seen, lrm, lim, device, anchored=False):
         if len(surfaces) == home:
@@ -256,7 +256,7 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
     times = np.array(asked.frames())
     faces, template = found["surface"]["faces"], found["surface"]["vertices"]
     keyframe = int(found["surface"]["home"])
-    home = keyframe * (asked.inbetweens + 1)
+    home = asked.entry(keyframe)
     real, real_faces = sequence.positions(times).astype(np.float64), sequence.pack.faces
     percent = 100 / np.linalg.norm(np.ptp(real[0], axis=0))
     true = metrics.at_places(real, real_faces, *tracking.material_points(template, faces, real[home], real_faces))
@@ -305,11 +305,11 @@ def exhibit(
     name: str, note: str, asked: Request, seen: Capture, positions: np.ndarray, found: dict[str, dict[str, np.ndarray]]
 ) -> pictures.Exhibit:
     """The first, the middle and the last keyframe as the first camera captured them, and the traced mesh in their place."""
-    textured, steps = painted(found), asked.inbetweens + 1
+    textured = painted(found)
     camera, intrinsics, size = seen.camera_to_world[:1], seen.intrinsics[:1], seen.rgba.shape[2]
     shown = [0, seen.keyframes // 2, seen.keyframes - 1]
     above = [seen.rgba[k, 0] for k in shown]
-    below = [rays.render(textured, positions[k * steps], camera, intrinsics, size).rgba[0] for k in shown]
+    below = [rays.render(textured, positions[asked.entry(k)], camera, intrinsics, size).rgba[0] for k in shown]
     window = pictures.crop(np.stack([*above, *below])[..., 3] > 0)
     return pictures.Exhibit(name, note, *([rays.over(image[window]) for image in row] for row in (above, below)))
 
