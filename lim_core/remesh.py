@@ -28,7 +28,7 @@ BEYOND = (
 )
 APART = 0.001  # model units that the sides of a sheet without thickness are each moved outwards
 BEND = 0.003  # what an even displacement counts against the points
-SPARE = 1.3  # times the wanted faces to simplify to: a fifth to a quarter is collapsed after
+SPARE = 1.3  # times the wanted faces to simplify to: a tenth to a third is collapsed after
 
 
 def reduce(vertices: np.ndarray, faces: np.ndarray, target_faces: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,18 +40,20 @@ def reduce(vertices: np.ndarray, faces: np.ndarray, target_faces: int) -> tuple[
     fine = (vertices, faces)
     vertices, faces = tidy(*simplify(*fine, round(SPARE * target_faces)), fine)
     if len(faces) > target_faces:
-        vertices, faces = tidy(*simplify(vertices, faces, target_faces), fine, rounds=1)
+        vertices, faces = tidy(*simplify(vertices, faces, target_faces), fine)
     return vertices, faces
 
 
 def tidy(
-    vertices: np.ndarray, faces: np.ndarray, surface: tuple[np.ndarray, np.ndarray], rounds: int = 4
+    vertices: np.ndarray, faces: np.ndarray, surface: tuple[np.ndarray, np.ndarray], rounds: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Better triangles for the same surface; some per cent fewer than before.
 
     Args:
         vertices [V, 3], faces [F, 3]: a closed manifold mesh, as `surface.simplify` leaves it.
         surface: vertices [S, 3] and faces of the fine mesh that it was made from: where the vertices stay.
+        rounds: of all three. Each takes detail where quadrics had put more triangles: four of them cost the textured outline
+            0.8 dB against one (four assets, 4000 triangles).
     Returns:
         vertices [N, 3] float32 and faces [M, 3] int32.
     """
