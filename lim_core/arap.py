@@ -301,7 +301,8 @@ class Arap:
         sequence, parent = csgraph.breadth_first_order(tree, int(np.argmin(angle)), directed=False)
         axis = vectors / np.maximum(angle, 1e-9)[:, None]
         vectors = vectors.copy()
-        for vertex in sequence[1:]:
+        # Who turns by less than a quarter is not asked: through a crumpled bridge half of a body came to make a full turn.
+        for vertex in sequence[1:][angle[sequence[1:]] > np.pi / 2]:
             reference = vectors[parent[vertex]]
             turns = np.round((axis[vertex] @ reference - angle[vertex]) / (2 * np.pi))
             vectors[vertex] = axis[vertex] * (angle[vertex] + 2 * np.pi * np.clip(turns, -1, 1))
