@@ -146,3 +146,17 @@ def test_meshes_that_are_none():
         with pytest.raises(LimError) as error:
             Arap(vertices, faces)
         assert error.value.code == "bad_template"
+
+
+def test_through_a_crumpled_bridge_nothing_makes_a_full_turn():
+    """A strip that is twisted to and fro in its middle; both its ends hardly turn."""
+    angles = [0.05] * 5 + [1.5, 2.6, 3.1, -2.6, -1.7] + [-0.05] * 5
+    count = len(angles)
+    vertices = np.array([[x, y, 0.0] for x in range(count) for y in range(2)])
+    faces = [f for i in range(0, 2 * count - 2, 2) for f in ((i, i + 2, i + 1), (i + 1, i + 2, i + 3))]
+    vectors = np.repeat([[angle, 0.0, 0.0] for angle in angles], 2, axis=0)
+    strip = Arap(vertices, np.array(faces))
+    turned = strip._unwind(vectors[strip.first], rotation_matrices(vectors[strip.first]))[strip.weld]
+    np.testing.assert_allclose(turned[:10, 0], 0.05)
+    np.testing.assert_allclose(turned[-10:, 0], -0.05)
+    assert turned[16, 0] > np.pi, "between them it goes on turning one way"
