@@ -552,6 +552,9 @@ class Stage:
         undo.callback(bpy.data.scenes.remove, self.scene)
         made: list[bpy.types.ID] = []
         undo.callback(lambda: bpy.data.batch_remove(made))
+        # The engine that is kept between the views must go before its scene: its dependency graph would outlive the
+        # scene, and Blender reads every graph's scene when data is removed.
+        undo.callback(setattr, self.scene.render, "use_persistent_data", False)
 
         camera = bpy.data.cameras.new("LIM camera")
         made.append(camera)
@@ -658,7 +661,8 @@ class Stage:
 
     def _render(self, engine: str) -> dict[str, np.ndarray]:
         scene = self.scene
-        scene.render.engine = engine
+        if scene.render.engine != engine:  # to set it, even to the same, lets go of what is kept between the views
+            scene.render.engine = engine
         path = self._folder / "view.exr"
         path.unlink(missing_ok=True)
         scene.render.filepath = str(path)

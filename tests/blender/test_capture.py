@@ -682,6 +682,31 @@ def test_scene_is_as_before(scene, tmp_path, monkeypatch, ending):
     assert state(scene) == before
 
 
+def test_the_render_engine_goes_before_its_scene(scene, tmp_path, monkeypatch):
+    """Else its dependency graph keeps a pointer to the removed scene, which Blender reads later, and sometimes crashes."""
+    ball = add_sphere()
+    import cycles
+
+    made, alive = [], []
+    create, free = cycles.engine.create, cycles.engine.free
+
+    def created(engine, *arguments, **named):
+        made.append(engine.as_pointer())
+        alive.append(engine.as_pointer())
+        return create(engine, *arguments, **named)
+
+    def freed(engine):
+        if engine.as_pointer() in alive:
+            alive.remove(engine.as_pointer())
+        return free(engine)
+
+    monkeypatch.setattr(cycles.engine, "create", created)
+    monkeypatch.setattr(cycles.engine, "free", freed)
+    capture_scene.capture(scene, spec([ball]), tmp_path / "job")
+    assert len(made) == 1, "one engine draws all views of all keyframes"
+    assert not alive and "LIM capture" not in bpy.data.scenes
+
+
 def test_progress_rises_to_one(scene, tmp_path):
     told: list[tuple[float, str]] = []
     capture_scene.capture(scene, spec([add_cube()]), tmp_path, on_progress=lambda *what: told.append(what))
