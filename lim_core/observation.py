@@ -16,8 +16,9 @@ from scipy.spatial import cKDTree
 from . import cameras
 from .arap import link
 from .errors import LimError
-from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_normals
+from .surface import captured_points, edges_of, fuse_depth, simplify, vertex_areas, vertex_normals
 
+OPENS = 1.03  # times the first keyframe's openness: what another needs to become the template's
 NORMAL_SCALE = 0.08  # model units that opposite normals are apart by, times two
 
 
@@ -101,31 +102,8 @@ class Nodes:
     """
 
     def __init__(self, capture: Observation, count: int = 260):
-        vertices, faces = fuse_depth(
-            capture.depth_planar[:, ::2, ::2] if capture.depth_planar.shape[-1] >= 384 else capture.depth_planar,
-            capture.camera_to_world,
-            cameras.scale_intrinsics(capture.intrinsics, 0.5)
-            if capture.depth_planar.shape[-1] >= 384
-            else capture.intrinsics,
-            resolution=72,
-        )
-        vertices, faces = simplify(vertices, faces, 5000)
-        size = len(vertices)
-        edges, _ = link(
-            vertices, edges_of(faces), np.ones(len(edges_of(faces))), np.linalg.norm(np.ptp(vertices, axis=0))
-        )
-        length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 1e-6
-        graph = sparse.csr_matrix((length, (edges[:, 0], edges[:, 1])), (size, size))
-        graph = graph + graph.T
-        chosen, rows = [int(np.argmax(np.linalg.norm(vertices - vertices.mean(0), axis=1)))], []
-        nearest = np.full(size, np.inf)
-        while True:
-            rows.append(csgraph.dijkstra(graph, indices=chosen[-1]))
-            nearest = np.minimum(nearest, rows[-1])
-            if len(chosen) == min(count, size):
-                break
-            chosen.append(int(np.argmax(nearest)))
-        distances = np.stack(rows)
+        vertices, faces, graph = _coarse_surface(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
+        chosen, distances = _farthest(vertices, graph, count)
         self.vertices, self.vertex_node = vertices, distances.argmin(0)
         self.points = vertices[chosen].astype(np.float64)
         self.geodesic = 0.5 * (distances[:, chosen] + distances[:, chosen].T)
@@ -133,9 +111,7 @@ class Nodes:
         tree = cKDTree(np.concatenate([capture.points, NORMAL_SCALE * capture.normals], 1))
         _, near = tree.query(np.concatenate([vertices, NORMAL_SCALE * normals], 1), k=4)
         colour = capture.colours[near].mean(1)
-        corner = vertices[faces]
-        face_area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-        mass = np.bincount(faces.ravel(), np.repeat(face_area / 3, 3), size)
+        mass = vertex_areas(vertices, faces)
         self.scale = float(np.sqrt(mass.sum()))  # of the surface, hardly changed by a pose
         self.mass = np.bincount(self.vertex_node, mass, len(chosen)) / mass.sum()
         self.colours, self.area = [], []
@@ -155,3 +131,62 @@ class Nodes:
             mirrored = centred - 2 * np.outer(centred @ normal, normal)
             best = min(best, (cKDTree(centred).query(mirrored)[0].mean(), normal), key=lambda pair: pair[0])
         return best[1]
+
+
+def most_open(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> int:
+    """The keyframe in which the fewest parts touch: the one whose places lie farthest apart along the surface.
+
+    Parts that touch are fused, and stay webbed together for ever: hands that rest on a body, feet that stand side by side.
+    Bending does not change distances along a surface; every contact shortens some. (The largest area, which contacts hide too,
+    was tried before: limbs in front of a body hide as much of it.) The first keyframe is left only for one with OPENS
+    times its mean distance.
+
+    Args:
+        depth_planar: [K, V, H, W]; camera_to_world: [V, 4, 4]; intrinsics: [V, 3, 3].
+    """
+    apart = []
+    for depth in depth_planar:
+        try:
+            vertices, faces, graph = _coarse_surface(depth, camera_to_world, intrinsics, faces=3000)
+        except LimError:  # nothing to be seen: the fit will name it
+            apart.append(0.0)
+            continue
+        chosen, distances = _farthest(vertices, graph, 80)
+        mass = vertex_areas(vertices, faces)
+        share = np.bincount(distances.argmin(0), mass, len(chosen))
+        apart.append(float(share @ distances @ mass / mass.sum() ** 2))
+    best = int(np.argmax(apart))
+    return best if apart[best] > OPENS * apart[0] else 0
+
+
+def _coarse_surface(
+    depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray, faces: int = 5000
+) -> tuple[np.ndarray, np.ndarray, sparse.csr_matrix]:
+    """A coarse mesh of depths [views, H, W], and the graph of the lengths of its edges; parts that are apart are linked."""
+    step = 2 if depth_planar.shape[-1] >= 384 else 1
+    vertices, triangles = simplify(
+        *fuse_depth(
+            depth_planar[:, ::step, ::step],
+            camera_to_world,
+            cameras.scale_intrinsics(intrinsics, 1 / step),
+            resolution=72,
+        ),
+        faces,
+    )
+    edges = edges_of(triangles)
+    edges, _ = link(vertices, edges, np.ones(len(edges)), np.linalg.norm(np.ptp(vertices, axis=0)))
+    length = np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) + 1e-6
+    graph = sparse.csr_matrix((length, (edges[:, 0], edges[:, 1])), (len(vertices), len(vertices)))
+    return vertices, triangles, graph + graph.T
+
+
+def _farthest(vertices: np.ndarray, graph: sparse.csr_matrix, count: int) -> tuple[list[int], np.ndarray]:
+    """Up to `count` vertices spread evenly over a surface, and everyone's distance from them along it [count, V]."""
+    chosen, rows = [int(np.argmax(np.linalg.norm(vertices - vertices.mean(0), axis=1)))], []
+    nearest = np.full(len(vertices), np.inf)
+    while True:
+        rows.append(csgraph.dijkstra(graph, indices=chosen[-1]))
+        nearest = np.minimum(nearest, rows[-1])
+        if len(chosen) == min(count, len(vertices)):
+            return chosen, np.stack(rows)
+        chosen.append(int(np.argmax(nearest)))

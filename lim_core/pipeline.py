@@ -35,6 +35,7 @@ from .capture import Capture
 from .errors import LimError
 from .images import pixel_rays
 from .lim import Anchors
+from .observation import most_open
 from .render import render_image
 from .request import Request
 from .steady import steady
@@ -359,7 +360,7 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
     if request.template == "mesh":
         vertices, faces = captures.read_template(job)
     elif capture.depth_planar is not None:
-        home = surface.most_open(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
+        home = most_open(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
         reporter.progress(0.4)
         vertices, faces = surface.fuse_depth(
             capture.depth_planar[home], capture.camera_to_world, capture.intrinsics,

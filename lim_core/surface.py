@@ -20,7 +20,6 @@ from . import cameras
 from .errors import LimError
 
 SHELL = 0.9  # in cells: a sheet between grid points is cut open below 0.87 (half a cell's diagonal)
-OPENS = 1.03
 BAND = 3  # cells around the captured points in which distances are computed
 
 
@@ -185,29 +184,6 @@ def fuse_depth(
     return vertices, faces
 
 
-def most_open(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> int:
-    """The keyframe that shows most of the surface: the one whose mesh has the largest area.
-
-    Parts that touch hide surface from every view, and their meshes grow together: an arm that rests on the body would stay
-    webbed to it for ever. The first keyframe is left only for one with OPENS times its area.
-
-    Args:
-        depth_planar: [K, V, H, W]; camera_to_world: [V, 4, 4]; intrinsics: [V, 3, 3].
-    """
-    step = max(1, depth_planar.shape[-1] // 128)
-    small = cameras.scale_intrinsics(intrinsics, 1 / step)
-    area = []
-    for depth in depth_planar:
-        try:
-            mesh = fuse_depth(depth[:, step // 2 :: step, step // 2 :: step], camera_to_world, small, resolution=72)
-        except LimError:  # nothing to be seen: the fit will name it
-            area.append(0.0)
-            continue
-        area.append(float(np.linalg.norm(face_normals(*mesh), axis=1).sum()))
-    best = int(np.argmax(area))
-    return best if area[best] > OPENS * area[0] else 0
-
-
 def _carve(depth_planar, camera_to_world, intrinsics, low, cell, shape) -> np.ndarray:
     """inside [X, Y, Z] bool: grid points that no view sees through."""
     inside = np.ones(shape, bool).ravel()
@@ -300,6 +276,12 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Normals [F, 3] whose length is twice the face's area."""
     corner = vertices[faces]
     return np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+
+
+def vertex_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """A third of the area of every face at each of its corners [V]."""
+    area = np.linalg.norm(face_normals(vertices, faces), axis=1) / 2
+    return np.bincount(faces.ravel(), np.repeat(area / 3, 3), len(vertices))
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

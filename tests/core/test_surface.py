@@ -97,24 +97,6 @@ def test_two_objects_and_no_crumbs():
     assert surface.components(*_sizes(*surface.fuse_depth(depth, camera_to_world, intrinsics, resolution=64)))[0] == 2
 
 
-def test_the_keyframe_where_parts_are_apart_is_the_most_open():
-    one, two = trimesh.creation.box((0.3, 0.5, 0.5)), trimesh.creation.box((0.3, 0.5, 0.5))
-    faces = np.concatenate([one.faces, two.faces + len(one.vertices)])
-    camera_to_world, intrinsics = cameras.job_cameras(128, 12)
-    touching, apart = (
-        shapes.depth_of(
-            np.concatenate([one.vertices - [gap, 0, 0], two.vertices + [gap, 0, 0]]),
-            faces,
-            camera_to_world,
-            intrinsics,
-            128,
-        )
-        for gap in (0.15, 0.35)
-    )
-    for depths, best in (([touching, apart, touching], 1), ([apart, touching], 0), ([touching, touching], 0)):
-        assert surface.most_open(np.stack(depths), camera_to_world, intrinsics) == best
-
-
 def _sizes(vertices, faces):
     return len(vertices), faces
 
