@@ -354,7 +354,7 @@ def interval_alphas(request: Request, interval: int) -> list[float]:
 def template_mesh(job: Path, request: Request, capture: Capture, reconstruction, folders, device, reporter: Reporter):
     """`vertices` float32 [V, 3] at keyframe `home`, `faces` int32 [F, 3].
 
-    The artist's own mesh is at home at the first keyframe, a fused one where most of the surface is to be seen.
+    The artist's own mesh is at home at the first keyframe, a fused one where the fewest parts touch.
     """
     home = 0
     if request.template == "mesh":
