@@ -164,6 +164,19 @@ class Tracker:
         )  # fmt: skip
         return position, self.judge(position, judging, self.arap.stretch(position))
 
+    def refine(self, start: np.ndarray, target: Observation) -> tuple[np.ndarray, Residual]:
+        """Pull the mesh onto a keyframe from nearly the right place [V, 3], without looking for another one."""
+        self.coarse.set_rest(self.template)
+        nodes = self.coarse.solve(start, np.ones(len(start)), start[self.coarse.nodes], iterations=10)
+        steps = tuple(zip(STIFFNESS, REACH, strict=True))
+        matcher = Matcher(target, self.colours, most=3000)
+        nodes = register_coarse(
+            self.coarse, self.samples, nodes, matcher, factor=self.factor, steps=steps[len(steps) // 2 :]
+        )
+        fine = Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE)
+        position = register(self.arap, self.samples, self.coarse.positions(nodes), fine, factor=self.factor)
+        return position, self.judge(position, self.judging(target), self.arap.stretch(position))
+
 
 def fit_keyframes(
     template: np.ndarray,
@@ -173,6 +186,7 @@ def fit_keyframes(
     *,
     home: int = 0,
     guess: Guess | None = None,
+    starts: np.ndarray | None = None,
     smoothness: float = 0.5,
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, list[Residual]]:
@@ -183,6 +197,7 @@ def fit_keyframes(
         capture: with depth.
         guess: from two neighbouring keyframes and the mesh [V, 3] fitted to the first of them, where the networks believe
             it is at the second [V, 3] and their confidence [V]; None registers without networks (row `register`).
+        starts: [K, V, 3], where it is known to be, nearly; then nothing is searched for.
     Returns:
         fitted [K, V, 3] float64 (that of `home` is the template), and K residuals.
     Raises:
@@ -196,6 +211,11 @@ def fit_keyframes(
     ]
     tracker = Tracker(template, faces, arap, seen[home], smoothness)
     fitted, residuals = {home: tracker.template}, {home: tracker.rest}
+    if starts is not None:
+        for k in set(range(count)) - {home}:
+            fitted[k], residuals[k] = tracker.refine(np.asarray(starts[k], np.float64), seen[k])
+            report(len(fitted) / count)
+        return np.stack([fitted[k] for k in range(count)]), [residuals[k] for k in range(count)]
 
     def advance(k: int, to: int) -> tuple[np.ndarray, Residual]:
         believed, confidence = guess(k, to, fitted[k]) if guess else (None, None)

@@ -22,13 +22,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
-from . import between, cameras, checkpoint, fit, protocol, reduction, remesh, result, surface, texture, trace, triplane
+from . import (
+    between,
+    cameras,
+    checkpoint,
+    contacts,
+    fit,
+    protocol,
+    reduction,
+    remesh,
+    result,
+    surface,
+    texture,
+    trace,
+    triplane,
+)  # fmt: skip
 from . import capture as captures
 from .arap import Arap
 from .capture import Capture
@@ -113,7 +128,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     keys["surface"] = key_of(
         shown, request.template, request.template_faces, "" if request.has_depth else keys["reconstruct"]
     )
-    keys["canonical"] = key_of(keys["surface"], weights["lrm"], weights["lrm-xyz"], weights["lim-xyz"], times)
+    keys["canonical"] = key_of(keys["surface"], weights["lrm-xyz"], weights["lim-xyz"], times)
     keys["trace"] = key_of(keys["canonical"], keys["surface"], request.smoothness)
     keys["fit"] = key_of(keys["trace"], request.fit)
     keys["texture"] = key_of(keys["fit"], request.texture_size)
@@ -126,7 +141,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
             request, capture, found["reconstruct"], int(found["surface"]["home"]), folders, device, reporter
         ),
         "trace": lambda found: trace_template(request, found["surface"], found["canonical"], reporter),
-        "fit": lambda found: fit_capture(
+        "fit": lambda found: fit_apart(
             request, capture, found["surface"], found["canonical"], found["trace"], reporter
         ),
         "texture": lambda found: bake_texture(
@@ -150,6 +165,11 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
             arrays["seconds"] = np.array(state.seconds[stage])
             state.keep(stage, keys[stage], arrays)
         found[stage] = arrays
+        if (
+            stage == "fit" and "vertices" in arrays
+        ):  # the template was cut apart: this is the one that all else is about
+            found["surface"] = found["surface"] | {name: arrays[name] for name in ("vertices", "faces")}
+            found["trace"] = found["trace"] | {"positions": arrays["traced"], "confidence": arrays["traced_confidence"]}
         begins += SHARES[stage]
     reporter.progress(1.0)
 
@@ -362,13 +382,9 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
     elif capture.depth_planar is not None:
         home = most_open(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
         reporter.progress(0.4)
-        vertices, faces = surface.fuse_depth(
-            capture.depth_planar[home], capture.camera_to_world, capture.intrinsics,
-            on_progress=lambda f: reporter.progress(0.4 + 0.5 * f),
-        )  # fmt: skip
-        vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
-        onto = remesh.captured(capture.depth_planar[home], capture.camera_to_world, capture.intrinsics)
-        vertices, faces = remesh.without_slivers(remesh.settle(vertices, faces, *onto), faces)
+        vertices, faces = fused_mesh(
+            request, capture, home, on_progress=lambda fraction: reporter.progress(0.4 + 0.6 * fraction)
+        )
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
         planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]
@@ -378,6 +394,21 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
         vertices, faces = remesh.reduce(surface.taubin(vertices, faces), faces, request.template_faces)
     return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32), "home": np.array(home)}
+
+
+def fused_mesh(
+    request: Request,
+    capture: Capture,
+    keyframe: int,
+    apart: Sequence[np.ndarray] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """vertices [V, 3] and faces [F, 3] of what the depth of one keyframe shows; `apart` as in `surface.fuse_depth`."""
+    report = on_progress or (lambda fraction: None)
+    seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
+    vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
+    vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
+    return remesh.without_slivers(remesh.settle(vertices, faces, *remesh.captured(*seen)), faces)
 
 
 def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
@@ -407,16 +438,58 @@ def trace_template(request: Request, template, surfaces, reporter: Reporter, *, 
     return {"positions": positions.astype(np.float32), "confidence": confidence.astype(np.float32)}
 
 
-def fit_capture(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
+def fit_apart(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
+    """`fit_capture`; and once more, with the template cut apart, where the first time shows parts that only touched.
+
+    What `fit_capture` gives of the better of the two. Where that is the second, the new template is in it, too, `vertices` and
+    `faces`, and its feed-forward result, `traced` and `traced_confidence`.
+    """
+    with reporter.part(0.0, 0.7):
+        first = fit_capture(request, capture, template, surfaces, traced, reporter)
+    if request.template == "mesh" or not len(first["misfit"]):
+        return first
+    webs = contacts.webbed(template["vertices"], template["faces"], first["keyframes"], capture)
+    apart = contacts.contacts(template["vertices"], template["faces"], webs)
+    if not apart:
+        return first
+    vertices, faces = fused_mesh(request, capture, int(template["home"]), apart)
+    cut = template | {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
+    with reporter.part(0.7, 0.75):
+        traced = trace_template(request, cut, surfaces, reporter)
+    # Where the mesh goes is known by now: the second time it only has to settle.
+    distance, near = cKDTree(template["vertices"]).query(vertices, k=4)
+    share = 1 / np.maximum(distance, 1e-6)
+    share /= share.sum(1, keepdims=True)
+    moved = np.asarray(first["keyframes"], np.float64) - template["vertices"]
+    starts = vertices + np.einsum("vn,kvni->kvi", share, moved[:, near])
+    with reporter.part(0.75, 1.0):
+        second = fit_capture(request, capture, cut, surfaces, traced, reporter, starts=starts)
+    left = contacts.webbed(cut["vertices"], cut["faces"], second["keyframes"], capture)
+    before = contacts.area(template["vertices"], template["faces"][webs])
+    after = contacts.area(cut["vertices"], cut["faces"][left])
+    if after >= before or second["misfit"].mean() > first["misfit"].mean():  # no web, or one that is needed
+        return first
+    return second | {
+        "vertices": cut["vertices"],
+        "faces": cut["faces"],
+        "traced": traced["positions"],
+        "traced_confidence": traced["confidence"],
+    }
+
+
+def fit_capture(
+    request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter, starts: np.ndarray | None = None
+):
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
-    `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units), `keyframes`
-    [K, V, 3], as they were fitted: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit
+    `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units) and `misfit`
+    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit
     switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
         traced: of `trace_template`.
+        starts: [K, V, 3], where the mesh is known to be, nearly, at the keyframes.
     """
     entries = [request.entry(k) for k in range(len(request.keyframes))]
     if not request.fit or capture.depth_planar is None:
@@ -425,6 +498,7 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
             "confidence": traced["confidence"],
             "keyframes": traced["positions"][entries],
             "residuals": np.zeros(0),
+            "misfit": np.zeros(0),
         }
     home, count = int(template["home"]), capture.keyframes
     arap = Arap(template["vertices"], template["faces"])
@@ -437,7 +511,8 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
         return positions[-1], sure[-1]
 
     fitted, residuals = fit.fit_keyframes(
-        template["vertices"], template["faces"], arap, capture, home=home, guess=guess, smoothness=request.smoothness,
+        template["vertices"], template["faces"], arap, capture, home=home, guess=guess, starts=starts,
+        smoothness=request.smoothness,
         on_progress=lambda f: reporter.progress(0.8 * f),
     )  # fmt: skip
     shown = fitted  # where the texture is seen
@@ -461,6 +536,7 @@ def fit_capture(request: Request, capture: Capture, template, surfaces, traced, 
         "confidence": confidence.astype(np.float32),
         "keyframes": shown.astype(np.float32),
         "residuals": np.array([r.distance for r in residuals]),
+        "misfit": np.array([r.misfit for r in residuals]),
     }
 
 

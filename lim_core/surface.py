@@ -8,18 +8,19 @@ moved back onto the captured points. Arrays are numpy, model space [-1, 1]³; fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage, sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
-from scipy.spatial import cKDTree
+from scipy.spatial import ConvexHull, cKDTree
 
 from . import cameras
 from .errors import LimError
 
 SHELL = 0.9  # in cells: a sheet between grid points is cut open below 0.87 (half a cell's diagonal)
+CUT = 1.5  # cells to either side of a contact that parts are cut apart by: less is closed by the shell
 BAND = 3  # cells around the captured points in which distances are computed
 
 
@@ -113,6 +114,7 @@ def fuse_depth(
     intrinsics: np.ndarray,
     *,
     resolution: int = 160,
+    apart: Sequence[np.ndarray] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Closed mesh of what the depth views saw at one keyframe.
@@ -124,6 +126,7 @@ def fuse_depth(
         depth_planar: [V, H, W] camera z in model units, 0 where nothing is.
         camera_to_world: [V, 4, 4]; intrinsics: [V, 3, 3] in pixels.
         resolution: cells along the longest side of the object; cells never get smaller than 1.3 pixels.
+        apart: places [N, 3] each, around contacts of parts that are known to be apart: the space between them is empty.
     Returns:
         vertices [N, 3] float32, faces [M, 3] int32; some 2 · resolution² faces, not simplified.
     Raises:
@@ -158,6 +161,8 @@ def fuse_depth(
     # What is carved but not connected with the outside is a hole that nobody can look into: fill it.
     labels, _ = ndimage.label(~inside)
     inside |= labels != labels[0, 0, 0]
+    empty = _between(apart, low, cell, shape)
+    inside &= ~empty
 
     tree = cKDTree(points)
     near = np.zeros(shape, bool)
@@ -172,6 +177,7 @@ def fuse_depth(
     smooth = ndimage.gaussian_filter(field, 1.0)
     unseen = np.abs(field) > 2 * cell
     field[unseen] = smooth[unseen]
+    field[empty] = BAND * cell
     report(0.7)
 
     vertices, faces = _isosurface(field, SHELL * cell)
@@ -209,6 +215,22 @@ def _carve(depth_planar, camera_to_world, intrinsics, low, cell, shape) -> np.nd
         inside[indices[free]] = False
         indices = indices[~free]
     return inside.reshape(shape)
+
+
+def _between(apart: Sequence[np.ndarray], low: np.ndarray, cell: float, shape: np.ndarray) -> np.ndarray:
+    """empty [X, Y, Z] bool: grid points in or beside the convex hull of one of the sets of places."""
+    empty = np.zeros(shape, bool)
+    for places in apart:
+        corner = np.clip(np.floor((places.min(0) - low) / cell - CUT).astype(int), 0, shape)
+        end = np.clip(np.ceil((places.max(0) - low) / cell + CUT).astype(int) + 1, 0, shape)
+        box = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(corner, end)), indexing="ij"), -1)
+        # Places around a contact hardly span a volume: those of a ball around each do.
+        ball = np.array([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if x or y or z], float)
+        ball *= CUT * cell / np.linalg.norm(ball, axis=1, keepdims=True)
+        hull = ConvexHull((places[:, None] + ball).reshape(-1, 3)).equations
+        inside = ((low + box * cell) @ hull[:, :3].T + hull[:, 3] <= 0).all(-1)
+        empty[tuple(slice(a, b) for a, b in zip(corner, end))] |= inside
+    return empty
 
 
 def _isosurface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

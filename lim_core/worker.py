@@ -8,11 +8,13 @@ is gone: the job stops, its finished stages stay.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import __version__, protocol, request, threads
@@ -56,6 +58,17 @@ class Reporter:
         self.stage_name, self.stage_from, self.stage_share = name, begins, share
         self.event("stage", stage=name, index=index + self.stages_before, count=count + self.stages_before)
         self.progress(0.0)
+
+    @contextlib.contextmanager
+    def part(self, begins: float, ends: float) -> Iterator[None]:
+        """What is reported meanwhile, from 0 to 1, is this part of the current stage."""
+        kept = self.stage_from, self.stage_share
+        self.stage_from += begins * self.stage_share
+        self.stage_share *= ends - begins
+        try:
+            yield
+        finally:
+            self.stage_from, self.stage_share = kept
 
     def progress(self, fraction: float) -> None:
         """The current stage is done to `fraction`. Also the place where a cancellation takes effect."""

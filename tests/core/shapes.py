@@ -49,6 +49,20 @@ def bent(points, angle, length=1.5):
     )
 
 
+def ring(gap):
+    """vertices [V, 3], faces [F, 3] of a rod bent to a ring that lacks `gap` radians; at 0 its ends touch."""
+    angle = np.linspace(gap / 2, 2 * np.pi - gap / 2, 60)
+    outwards = np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
+    turn = np.linspace(0, 2 * np.pi, 17)[:-1]
+    profile = 0.12 * np.stack([np.cos(turn), np.sin(turn)], 1)
+    rings = (0.6 + profile[None, :, :1]) * outwards[:, None] + profile[None, :, 1:] * np.array([0, 0, 1.0])
+    i, j = np.meshgrid(np.arange(59), np.arange(16), indexing="ij")
+    a, b, c, d = i * 16 + j, i * 16 + (j + 1) % 16, (i + 1) * 16 + (j + 1) % 16, (i + 1) * 16 + j
+    sides = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
+    caps = [[start, start + k, start + k + 1] for start in (0, 59 * 16) for k in range(1, 15)]
+    return rings.reshape(-1, 3), np.concatenate([sides, caps])
+
+
 def paint(points):
     """Smooth colours [..., 3] uint8 of material points [..., 3]."""
     x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
