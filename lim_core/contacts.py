@@ -18,6 +18,7 @@ from .surface import edges_of, face_normals
 STRETCHED = 1.8  # times its length in the template: an edge of a web; skin bends and bulges less
 PASSED = 0.03  # model units that a view looks past a face: more than a fit is off by
 LEAST = 3  # faces that hang together: one alone is noise
+MOST = 0.1  # of all faces: more of them are no webs, but a mesh that has gone astray
 
 
 def webbed(template: np.ndarray, faces: np.ndarray, fitted: np.ndarray, capture: Capture) -> np.ndarray:
@@ -54,13 +55,13 @@ def _passed(points: np.ndarray, depth_planar: np.ndarray, capture: Capture) -> n
 
 
 def contacts(template: np.ndarray, faces: np.ndarray, web: np.ndarray) -> list[np.ndarray]:
-    """The centres [N, 3] of the faces of every web on the template; few faces alone are none.
+    """The centres [N, 3] of the faces of every web on the template; none where it is few faces, or a large part of all.
 
     Args:
         web: [F] bool, of `webbed`.
     """
     hanging = faces[web]
-    if not len(hanging):
+    if not 0 < len(hanging) < MOST * len(faces):
         return []
     edges = edges_of(hanging)
     size = len(template)

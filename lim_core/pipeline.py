@@ -452,7 +452,10 @@ def fit_apart(request: Request, capture: Capture, template, surfaces, traced, re
     apart = contacts.contacts(template["vertices"], template["faces"], webs)
     if not apart:
         return first
-    vertices, faces = fused_mesh(request, capture, int(template["home"]), apart)
+    try:
+        vertices, faces = fused_mesh(request, capture, int(template["home"]), apart)
+    except LimError:  # nothing would be left
+        return first
     cut = template | {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
     with reporter.part(0.7, 0.75):
         traced = trace_template(request, cut, surfaces, reporter)

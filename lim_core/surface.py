@@ -223,13 +223,14 @@ def _between(apart: Sequence[np.ndarray], low: np.ndarray, cell: float, shape: n
     for places in apart:
         corner = np.clip(np.floor((places.min(0) - low) / cell - CUT).astype(int), 0, shape)
         end = np.clip(np.ceil((places.max(0) - low) / cell + CUT).astype(int) + 1, 0, shape)
-        box = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(corner, end)), indexing="ij"), -1)
         # Places around a contact hardly span a volume: those of a ball around each do.
         ball = np.array([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if x or y or z], float)
         ball *= CUT * cell / np.linalg.norm(ball, axis=1, keepdims=True)
         hull = ConvexHull((places[:, None] + ball).reshape(-1, 3)).equations
-        inside = ((low + box * cell) @ hull[:, :3].T + hull[:, 3] <= 0).all(-1)
-        empty[tuple(slice(a, b) for a, b in zip(corner, end))] |= inside
+        y, z = np.meshgrid(np.arange(corner[1], end[1]), np.arange(corner[2], end[2]), indexing="ij")
+        for x in range(corner[0], end[0]):  # slice by slice: a hull may have hundreds of sides
+            points = low + cell * np.stack([np.full_like(y, x), y, z], -1)
+            empty[x, corner[1] : end[1], corner[2] : end[2]] |= (points @ hull[:, :3].T + hull[:, 3] <= 0).all(-1)
     return empty
 
 

@@ -72,6 +72,7 @@ def test_a_web_is_what_hangs_where_a_view_looks_through(boxes):
     there = Capture(images[None], depth[None], *rig, 4)
     assert not contacts.webbed(vertices, faces, vertices[None] * [1.0, 1.0, 1.9], there).any()
     assert contacts.contacts(vertices, faces, np.zeros(len(faces), bool)) == []
+    assert contacts.contacts(vertices, faces, np.ones(len(faces), bool)) == [], "the mesh has gone astray"
 
 
 def test_the_template_is_cut_where_parts_only_touched():
