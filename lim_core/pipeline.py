@@ -486,8 +486,8 @@ def fit_capture(
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
     `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units) and `misfit`
-    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit
-    switched off, the feed-forward result is passed on.
+    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted: those of a clip move more evenly in `positions`
+    (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
