@@ -8,12 +8,11 @@ Arrays are numpy, model space [-1, 1]³. Shapes: V template vertices, F faces, K
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage, sparse
-from scipy.sparse import csgraph
+from scipy import ndimage
 
 from . import cameras
 from .capture import Capture
-from .surface import edges_of, face_normals
+from .surface import components, face_normals
 
 STRETCHED = 1.8  # times its length in the template: an edge of a web; skin bends and bulges less
 PASSED = 0.03  # model units that a view looks past a face: more than a fit is off by
@@ -63,10 +62,7 @@ def contacts(template: np.ndarray, faces: np.ndarray, web: np.ndarray) -> list[n
     hanging = faces[web]
     if not 0 < len(hanging) < MOST * len(faces):
         return []
-    edges = edges_of(hanging)
-    size = len(template)
-    graph = sparse.coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (size, size))
-    part = csgraph.connected_components(graph, directed=False)[1][hanging[:, 0]]
+    part = components(len(template), hanging)[1][hanging[:, 0]]
     sets = [hanging[part == label] for label in np.unique(part)]
     return [np.asarray(template, np.float64)[some].mean(1) for some in sets if len(some) >= LEAST]
 

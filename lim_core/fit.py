@@ -158,11 +158,7 @@ class Tracker:
                 last, best = best, min(best, answer, key=lambda a: a.cost)
                 if best.cost > 0.98 * last.cost:
                     break
-        position = register(
-            self.arap, self.samples, coarse.positions(best.nodes), Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE),
-            targets=guess if best.told else None, confidence=confidence, factor=self.factor,
-        )  # fmt: skip
-        return position, self.judge(position, judging, self.arap.stretch(position))
+        return self._last_word(best.nodes, target, judging, guess if best.told else None, confidence)
 
     def refine(self, start: np.ndarray, target: Observation) -> tuple[np.ndarray, Residual]:
         """Pull the mesh onto a keyframe from nearly the right place [V, 3], without looking for another one."""
@@ -173,9 +169,15 @@ class Tracker:
         nodes = register_coarse(
             self.coarse, self.samples, nodes, matcher, factor=self.factor, steps=steps[len(steps) // 2 :]
         )
-        fine = Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE)
-        position = register(self.arap, self.samples, self.coarse.positions(nodes), fine, factor=self.factor)
-        return position, self.judge(position, self.judging(target), self.arap.stretch(position))
+        return self._last_word(nodes, target, self.judging(target))
+
+    def _last_word(self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None):
+        """Every vertex on its own, from where the coarse nodes are."""
+        position = register(
+            self.arap, self.samples, self.coarse.positions(nodes), Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE),
+            targets=targets, confidence=confidence, factor=self.factor,
+        )  # fmt: skip
+        return position, self.judge(position, judging, self.arap.stretch(position))
 
 
 def fit_keyframes(

@@ -43,7 +43,7 @@ from . import (
     texture,
     trace,
     triplane,
-)  # fmt: skip
+)
 from . import capture as captures
 from .arap import Arap
 from .capture import Capture
