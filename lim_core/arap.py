@@ -356,9 +356,6 @@ class Coarse:
         )
         self.skin = (self._spread_out @ skin).tocsr()
         self.nodes = arap.first[seeds]
-        pattern = self.skin.tocoo()
-        self._rows, self._columns = pattern.row, pattern.col
-        self._values = pattern.data
         ones = np.ones(len(edges))
         ends = (np.tile(np.arange(len(edges)), 2), np.r_[edges[:, 0], edges[:, 1]])
         self._difference = sparse.csr_matrix((np.r_[ones, -ones], ends), (len(edges), number))
@@ -371,7 +368,6 @@ class Coarse:
         """Make [V, 3] the shape that the nodes carry."""
         self.rest = np.asarray(vertices, np.float64)
         self._rest_edges = self._difference @ self.rest[self.nodes]
-        self._lever = self.rest[self._rows] - self.rest[self.nodes][self._columns]
 
     def rotations(self, nodes: np.ndarray) -> np.ndarray:
         """Rotation [N, 3, 3] of every node at node positions [N, 3]."""
@@ -381,8 +377,9 @@ class Coarse:
 
     def _turned(self, rotations: np.ndarray) -> np.ndarray:
         """Σ_n skin_vn R_n (rest_v − rest_n), [V, 3]."""
-        turned = np.einsum("pij,pj->pi", rotations[self._columns], self._lever) * self._values[:, None]
-        return np.stack([np.bincount(self._rows, turned[:, i], len(self.rest)) for i in range(3)], 1)
+        own = np.einsum("nij,nj->ni", rotations, self.rest[self.nodes])
+        mixed = self.skin @ np.concatenate([rotations.reshape(-1, 9), own], 1)
+        return np.einsum("vij,vj->vi", mixed[:, :9].reshape(-1, 3, 3), self.rest) - mixed[:, 9:]
 
     def positions(self, nodes: np.ndarray) -> np.ndarray:
         """Vertices [V, 3] that node positions [N, 3] give."""

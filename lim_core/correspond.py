@@ -11,6 +11,8 @@ import numpy as np
 from .arap import polar, rotation_matrices
 from .observation import Observation
 
+TINY = 1e-30  # of a soft assignment in single precision: what it may not fall below
+
 
 def correspond(
     source: Observation,
@@ -49,8 +51,9 @@ def correspond(
     area = (np.log(one.area[:, None] + 0.05) - np.log(two.area[None] + 0.05)) ** 2
     intrinsic = 8.0 * colour + 0.15 * area.sum(2)
     # Long distances change when parts touch: they saturate.
-    first, second = (1 - np.exp(-n.geodesic / (horizon * scale)) for n in (one, two))
-    fixed = (first**2 @ p)[:, None] + (second**2 @ q)[None]
+    first, second = ((1 - np.exp(-n.geodesic / (horizon * scale))).astype(np.float32) for n in (one, two))
+    fixed = ((first**2 @ p)[:, None] + (second**2 @ q)[None]).astype(np.float32)
+    p, q = p.astype(np.float32), q.astype(np.float32)
     places = one.points if turn is None else (one.points - p @ one.points) @ turn.T + q @ two.points
     sure = 1.0
     if expected is not None:
@@ -62,11 +65,12 @@ def correspond(
         if side_weight:
             across = ((places @ side)[:, None] - (two.points @ side)[None]) ** 2 / (0.08 * scale) ** 2
             unary += side_weight * across / (1 + across)
-        plan = _sinkhorn(np.exp(-unary / 0.3) * p[:, None] * q[None], p, q)
+        unary = unary.astype(np.float32)
+        plan = _sinkhorn(np.exp(-unary / 0.3) * p[:, None] * q[None] + TINY, p, q)
         for softness in (1.0,) * 12 + (0.4,) * 12:
             cost = unary + bend_weight * (fixed - 2 * first @ plan @ second)
             cost -= cost.min(1, keepdims=True)
-            plan = _sinkhorn(plan * np.exp(-cost / softness) + 1e-300, p, q)
+            plan = _sinkhorn(plan * np.exp(-cost / softness) + TINY, p, q)
         share = plan / plan.sum(1, keepdims=True)
         best = share.argmax(1)
         # The matched place: mean over the nodes next to the best one.
@@ -97,11 +101,10 @@ def _rigid(points: np.ndarray, moved: np.ndarray, weight: np.ndarray, scale: flo
 
 
 def _sinkhorn(plan: np.ndarray, p: np.ndarray, q: np.ndarray, iterations: int = 20) -> np.ndarray:
-    v = np.ones(len(q))
-    u = np.ones(len(p))
+    v = np.ones_like(q)
     for _ in range(iterations):
-        u = p / np.maximum(plan @ v, 1e-300)
-        v = q / np.maximum(u @ plan, 1e-300)
+        u = p / np.maximum(plan @ v, TINY)
+        v = q / np.maximum(u @ plan, TINY)
     return u[:, None] * plan * v[None]
 
 

@@ -51,7 +51,7 @@ from .errors import LimError
 from .images import pixel_rays
 from .lim import Anchors
 from .observation import most_open
-from .render import render_image
+from .render import occupancy, render_image
 from .request import Request
 from .steady import steady
 from .worker import Reporter
@@ -278,12 +278,13 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
     frames = request.frames()
     pixels = lrm.config.image_size
     for index, planes in enumerate(interpolated(request, capture, lrm, lim, device)):
+        busy = occupancy(lrm.decoder, planes)
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             reporter.check()
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
             intrinsics = torch.from_numpy(scaled).to(device)
-            colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=64)
+            colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=64, busy=busy)
             rgba = torch.cat([colour, mask[..., None]], -1).clamp(0, 1).mul(255).round().byte().cpu().numpy()
             name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
@@ -572,11 +573,11 @@ def _triplane_depth(capture: Capture, reconstruction, folders, device) -> np.nda
     depth = np.zeros(capture.rgba.shape[:4], np.float32)
     for k in range(capture.keyframes):
         planes = torch.from_numpy(reconstruction["triplanes"][k]).float().to(device)[None]
+        busy = occupancy(lrm.decoder, planes)
         for view in range(depth.shape[1]):
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / size)
-            found = render_image(lrm.decoder, planes, camera, torch.from_numpy(scaled).to(device), pixels, samples=96)[
-                1
-            ]
+            lens = torch.from_numpy(scaled).to(device)
+            found = render_image(lrm.decoder, planes, camera, lens, pixels, samples=96, busy=busy)[1]
             depth[k, view] = found.cpu().numpy()[nearest][:, nearest]
     return depth

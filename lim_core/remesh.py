@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from . import cameras
 from .arap import factorise
-from .surface import clean, edges_of, face_normals, grid_normals, simplify, vertex_normals
+from .surface import clean, edges_of, face_normals, grid_normals, seen_window, simplify, vertex_normals
 
 SHORT = 0.35  # of the mean edge: what is shorter is collapsed
 LOW = 0.12  # of the mean edge: so is the shortest edge of a triangle that is less high
@@ -247,18 +247,24 @@ def captured(
     """
     points, normals, outline = [], [], []
     for depth, pose, intrinsic in zip(np.asarray(depth_planar, np.float32), camera_to_world, intrinsics, strict=True):
+        if not (depth > 0).any():
+            continue
+        window = seen_window(depth > 0)
+        grid = cameras.unproject(depth, pose, intrinsic)[window]
+        depth = depth[window]
         mask = depth > 0
         height, width = depth.shape
         pixel = depth / intrinsic[0, 0]
         around = np.pad(np.where(mask, depth, np.inf), 1, constant_values=np.inf)
-        out = np.zeros((height, width, 2))
+        out = np.zeros((height, width, 2), np.float32)
         for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
-            beside = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
-            out[beside > depth + 12 * pixel] += np.array([dx, dy]) / np.hypot(dx, dy)
+            beside = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] > depth + 12 * pixel
+            for axis, step in enumerate((dx, dy)):
+                if step:
+                    out[..., axis] += np.float32(step / np.hypot(dx, dy)) * beside
         length = np.linalg.norm(out, axis=2)
         edge = mask & (length > 0.5)
         out *= (BEYOND * edge * pixel / np.maximum(length, 1e-9))[..., None]
-        grid = cameras.unproject(depth, pose, intrinsic)
         normals.append(grid_normals(grid, depth, pose, intrinsic)[mask])
         points.append((grid + out[..., :1] * pose[:3, 0] + out[..., 1:] * pose[:3, 1])[mask])
         outline.append(edge[mask])

@@ -7,6 +7,8 @@ depth and mask are Σ w_i c_i, Σ w_i t_i and Σ w_i. Directions have z = 1 in t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -102,9 +104,11 @@ def render_rays(
 def occupancy(decoder: nn.Module, triplane: Float[Tensor, "1 3 C R R"], grid: int = 48) -> Bool[Tensor, "G G G"]:
     """Cells of [-1, 1]³ (indexed x, y, z) in or beside which a coarse grid finds any density."""
     steps = (torch.arange(grid, device=triplane.device) + 0.5) * (2 / grid) - 1
-    cells = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).view(1, -1, 3)
-    rough = decoder(triplane, cells)[0].view(1, 1, grid, grid, grid)
-    return (F.max_pool3d(rough, 3, stride=1, padding=1) > 0.5)[0, 0]
+    cells = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1)
+    inside = cells.norm(dim=-1) < RADIUS + math.sqrt(3) / grid  # no ray is marched beyond
+    rough = torch.zeros(inside.shape, device=triplane.device)
+    rough[inside] = decoder(triplane, cells[inside][None])[0][0]
+    return (F.max_pool3d(rough[None, None], 3, stride=1, padding=1) > 0.5)[0, 0]
 
 
 @torch.no_grad()

@@ -49,17 +49,19 @@ def captured_points(
         mask = depth > 0
         if not mask.any():
             continue
-        grid = cameras.unproject(depth, camera_to_world[v], intrinsics[v])
-        normal = grid_normals(grid, depth, camera_to_world[v], intrinsics[v])
+        window = seen_window(mask)
+        grid = cameras.unproject(depth, camera_to_world[v], intrinsics[v])[window]
+        normal = grid_normals(grid, depth[window], camera_to_world[v], intrinsics[v])
         if stride > 1:
             kept = np.zeros_like(mask)
             kept[stride // 2 :: stride, stride // 2 :: stride] = True
             mask = mask & kept
+        mask = mask[window]
         points.append(grid[mask])
         normals.append(normal[mask])
         views.append(np.full(len(points[-1]), v, np.int32))
         if images is not None:
-            colour = np.asarray(images[v])[mask][:, :3]
+            colour = np.asarray(images[v])[window][mask][:, :3]
             colours.append(colour.astype(np.float32) / (255.0 if colour.dtype == np.uint8 else 1.0))
     if not points:
         return (
@@ -71,6 +73,12 @@ def captured_points(
     points = np.concatenate(points)
     colours = np.concatenate(colours) if colours else np.full_like(points, 0.5)
     return points, np.concatenate(normals), colours, np.concatenate(views)
+
+
+def seen_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the part of a picture [H, W] that holds all of a mask: most of a view is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def grid_normals(
