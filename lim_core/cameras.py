@@ -86,6 +86,19 @@ def unproject(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics:
     return origins + depth_planar[..., None] * directions
 
 
+def window(mask: np.ndarray, intrinsics: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The square around a mask [H, H] with a margin of two pixels, and the intrinsics [3, 3] of what it cuts out: most of a
+    view is empty. The mask must not be."""
+    size = len(mask)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    side = min(size, max(np.ptp(rows), np.ptp(columns)) + 5)
+    top, left = (int(np.clip(inside[0] - 2, 0, size - side)) for inside in (rows, columns))
+    lens = np.array(intrinsics, np.float32)
+    lens[0, 2] -= left
+    lens[1, 2] -= top
+    return (slice(top, top + side), slice(left, left + side)), lens
+
+
 def normalisation(low: np.ndarray, high: np.ndarray, radius: float, margin: float = 0.03) -> np.ndarray:
     """world_to_model [4, 4] float64 that puts the object, over ALL keyframes, inside the unit sphere.
 

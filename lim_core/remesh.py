@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from . import cameras
 from .arap import factorise
-from .surface import clean, edges_of, face_normals, grid_normals, seen_window, simplify, vertex_normals
+from .surface import clean, edges_of, face_normals, grid_normals, simplify, vertex_normals
 
 SHORT = 0.35  # of the mean edge: what is shorter is collapsed
 LOW = 0.12  # of the mean edge: so is the shortest edge of a triangle that is less high
@@ -249,9 +249,9 @@ def captured(
     for depth, pose, intrinsic in zip(np.asarray(depth_planar, np.float32), camera_to_world, intrinsics, strict=True):
         if not (depth > 0).any():
             continue
-        window = seen_window(depth > 0)
-        grid = cameras.unproject(depth, pose, intrinsic)[window]
+        window, lens = cameras.window(depth > 0, intrinsic)
         depth = depth[window]
+        grid = cameras.unproject(depth, pose, lens)
         mask = depth > 0
         height, width = depth.shape
         pixel = depth / intrinsic[0, 0]
@@ -265,7 +265,7 @@ def captured(
         length = np.linalg.norm(out, axis=2)
         edge = mask & (length > 0.5)
         out *= (BEYOND * edge * pixel / np.maximum(length, 1e-9))[..., None]
-        normals.append(grid_normals(grid, depth, pose, intrinsic)[mask])
+        normals.append(grid_normals(grid, depth, pose, lens)[mask])
         points.append((grid + out[..., :1] * pose[:3, 0] + out[..., 1:] * pose[:3, 1])[mask])
         outline.append(edge[mask])
     points, normals, outline = np.concatenate(points), np.concatenate(normals), np.concatenate(outline)

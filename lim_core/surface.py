@@ -49,9 +49,9 @@ def captured_points(
         mask = depth > 0
         if not mask.any():
             continue
-        window = seen_window(mask)
-        grid = cameras.unproject(depth, camera_to_world[v], intrinsics[v])[window]
-        normal = grid_normals(grid, depth[window], camera_to_world[v], intrinsics[v])
+        window, lens = cameras.window(mask, intrinsics[v])
+        grid = cameras.unproject(depth[window], camera_to_world[v], lens)
+        normal = grid_normals(grid, depth[window], camera_to_world[v], lens)
         if stride > 1:
             kept = np.zeros_like(mask)
             kept[stride // 2 :: stride, stride // 2 :: stride] = True
@@ -73,12 +73,6 @@ def captured_points(
     points = np.concatenate(points)
     colours = np.concatenate(colours) if colours else np.full_like(points, 0.5)
     return points, np.concatenate(normals), colours, np.concatenate(views)
-
-
-def seen_window(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the part of a picture [H, W] that holds all of a mask: most of a view is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def grid_normals(

@@ -246,7 +246,7 @@ def _see(point, normal, images, depths, poses, intrinsics, *, trust=None, drawn=
         if not (depth > 0).any():
             continue
         mesh = depth if drawn is None else drawn[v]
-        window, lens = _window((depth > 0) | (mesh > 0), intrinsics[v])
+        window, lens = cameras.window((depth > 0) | (mesh > 0), intrinsics[v])
         towards = poses[v][:3, 3] - point
         cosine = np.einsum("ti,ti->t", normal, towards) / np.linalg.norm(towards, axis=1)
         facing = np.flatnonzero(cosine > 0.1)
@@ -265,18 +265,6 @@ def _see(point, normal, images, depths, poses, intrinsics, *, trust=None, drawn=
         robust = weights / (1.0 + off**2) ** 2
         mean = np.einsum("vt,vti->ti", robust, samples) / np.maximum(robust.sum(0), 1e-12)[:, None]
     return mean, total
-
-
-def _window(mask: np.ndarray, intrinsic: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The square around a mask [H, H], with a margin of two pixels, and the intrinsics of what it cuts out."""
-    size = len(mask)
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    side = min(size, max(np.ptp(rows), np.ptp(columns)) + 5)
-    top, left = (int(np.clip(inside[0] - 2, 0, size - side)) for inside in (rows, columns))
-    lens = np.array(intrinsic, np.float32)
-    lens[0, 2] -= left
-    lens[1, 2] -= top
-    return (slice(top, top + side), slice(left, left + side)), lens
 
 
 def _sample(point, normal, image, depth, drawn, pose, intrinsic, doubt: float) -> tuple[np.ndarray, np.ndarray]:
