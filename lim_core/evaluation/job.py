@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`python -m lim_core evaluate job`: how long a whole job takes, from a capture on disk to the result, stage by stage.
+"""`python -m lim_core evaluate job`: how long a whole job takes, from a capture on disk to the result, stage by stage; and
+how well its textured template looks like what was captured.
 
 Three keyframes around the liveliest moment of every pack, `--inbetweens` between each and the next, a template of `--faces`
 triangles and a texture of 1024 pixels, in the quality “standard”. The load of the machine stands beside the seconds: other
@@ -17,38 +18,46 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .. import capture, pipeline, request
 from .. import device as devices
-from .. import pipeline, request
-from ..data import packs
+from ..capture import Capture
+from ..data import packs, rays
 from ..request import Request
-from . import metrics, scenes
-from .tracing import STEP_SECONDS, Silent, write_job
+from . import metrics, pictures, scenes
+from .tracing import STEP_SECONDS, Silent, painted, texture_psnr, write_job
 
 KEYFRAMES = 3
+TILE = 320  # pixels of a picture on the sheet
 
 
 def evaluate(
     packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, inbetweens: int = 7,
     faces: int = 20000, texture_size: int = 1024,
 ) -> dict:  # fmt: skip
-    """Run the jobs anew, write results.csv and summary.json into `out`, and return the summary.
+    """Run the jobs anew, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
     Raises:
         LimError: `bad_pack` where no pack can be run.
     """
     out = Path(out)
-    rows, skipped = [], []
+    rows, skipped, sheet = [], [], []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             job = out / "jobs" / path.stem
             shutil.rmtree(job, ignore_errors=True)
             asked = make_job(packs.load(path), job, weights, inbetweens, faces, texture_size)
-            rows.append({"asset": path.stem} | timed(job, asked, device))
+            seconds, found = timed(job, asked, device)
+            seen = capture.read(job, asked)
+            textured, template, home = painted(found), found["surface"]["vertices"], int(found["surface"]["home"])
+            quality = texture_psnr(textured, template, seen, home)
+            rows.append({"asset": path.stem} | seconds | {"texture_psnr_fg": quality})
             metrics.write_rows(out, rows)
-            print(f"{path.stem}: {rows[-1]['wall']:.1f} s, of the processor {rows[-1]['cpu']:.1f} s", flush=True)
+            sheet.append(pictures.Row(path.stem, f"{quality:.1f} dB", side_by_side(textured, template, seen, home)))
+            print(f"{path.stem}: {seconds['wall']:.1f} s, of the processor {seconds['cpu']:.1f} s", flush=True)
     scenes.need_any(rows, skipped, packs_folder)
     summary = {
-        "seconds": {name: metrics.mean(rows, name) for name in rows[0] if name != "asset"},
+        "seconds": {name: metrics.mean(rows, name) for name in seconds},
+        "texture_psnr_fg": metrics.mean(rows, "texture_psnr_fg"),
         "keyframes": KEYFRAMES,
         "inbetweens": (KEYFRAMES - 1) * inbetweens,
         "faces": faces,
@@ -61,6 +70,7 @@ def evaluate(
         "skipped": skipped,
     }
     metrics.write(out, rows, summary)
+    pictures.save_sheets(out, sheet, ["captured", "textured"] * 2)
     return summary
 
 
@@ -79,8 +89,9 @@ def make_job(pack: packs.Pack, job: Path, weights: str, inbetweens: int, faces: 
     return asked
 
 
-def timed(job: Path, asked: Request, device) -> dict[str, float]:
-    """Seconds of every stage, of the whole (`wall`) and of the processor, and the machine's load before and after."""
+def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
+    """Seconds of every stage, of the whole (`wall`) and of the processor, and the machine's load before and after; and what
+    `pipeline.run` gives."""
     loads = hasattr(os, "getloadavg")
     before = os.getloadavg()[0] if loads else np.nan
     began, used = time.monotonic(), time.process_time()
@@ -88,7 +99,18 @@ def timed(job: Path, asked: Request, device) -> dict[str, float]:
     wall, cpu = time.monotonic() - began, time.process_time() - used
     seconds = {stage: float(arrays["seconds"]) for stage, arrays in found.items()}
     after = os.getloadavg()[0] if loads else np.nan
-    return seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}
+    return seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}, found
+
+
+def side_by_side(textured: packs.Pack, template: np.ndarray, seen: Capture, home: int) -> list[np.ndarray]:
+    """Two opposite views of keyframe `home`, each captured and drawn with the textured template."""
+    size, images = seen.rgba.shape[2], []
+    for view in (0, 2):
+        camera, intrinsics = seen.camera_to_world[view, None], seen.intrinsics[view, None]
+        pair = seen.rgba[home, view], rays.render(textured, template, camera, intrinsics, size).rgba[0]
+        window = pictures.crop(np.stack(pair)[..., 3] > 0)
+        images += [pictures.resized(rays.over(image[window]), TILE) for image in pair]
+    return images
 
 
 def peak_memory() -> float | None:

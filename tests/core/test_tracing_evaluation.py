@@ -86,3 +86,10 @@ def test_a_whole_job_is_timed_stage_by_stage(folder, tmp_path, tiny_weights):
     assert 0 < stages <= summary["seconds"]["wall"] and summary["jobs"] == 1 and summary["inbetweens"] == 2
     asked = request.read(tmp_path / "jobs" / "asset_3")
     assert len(asked.frames()) == 5 and asked.template_faces == 300
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert summary["texture_psnr_fg"] == pytest.approx(float(rows[0]["texture_psnr_fg"]), abs=1e-3)
+    assert summary["texture_psnr_fg"] > 12
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"), float)
+    captured, textured = (sheet[:, -4 * (job.TILE + 4) :][:, n * (job.TILE + 4) : (n + 1) * (job.TILE + 4)] for n in (0, 1))
+    assert captured.std() > 10 and np.abs(captured - textured).mean() < 0.5 * captured.std()
