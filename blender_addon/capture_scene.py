@@ -59,7 +59,9 @@ class CaptureSpec:
 @dataclasses.dataclass(frozen=True)
 class Captured:
     world_to_model: tuple[tuple[float, ...], ...]
-    """4×4 similarity, row-major."""
+    """4×4 similarity, row-major, of the first keyframe."""
+    origins: tuple[tuple[float, ...], ...]
+    """Of every keyframe, as in `request.Request`: where the cameras have followed the object to."""
     warnings: list[tuple[str, str, str]]
     """(code of protocol.WARNING_CODES, message, hint)"""
 
@@ -104,10 +106,10 @@ def capture(
     with contextlib.ExitStack() as undo:
         _make_folder(job)
         proxies = _bake_keyframes(undo, scene, spec, pause)
-        world_to_model = _normalise(spec, proxies)
+        world_to_model, origins = _placement(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
-        stage = undo.enter_context(Stage(proxies, world_to_model, spec.image_size))
+        stage = undo.enter_context(Stage(proxies, carried(world_to_model, origins), spec.image_size))
         for image, path in sorted(stage.materials.missing.items()):
             warnings.append(
                 (
@@ -139,12 +141,13 @@ def capture(
                     (
                         "small_in_view",
                         f"At frame {frame:g} the object fills only {coverage:.1%} of the pictures.",
-                        "Capture it in place: remove the motion of the root, or use fewer frames at a time.",
+                        "Capture what is far from it by itself.",
                     )
                 )
             _save(job / protocol.depth_file(k), depth_planar=depths)
         pause(1.0, "Captured")
-    return Captured(tuple(tuple(float(x) for x in row) for row in world_to_model), warnings)
+    rows, places = (tuple(tuple(float(x) for x in row) for row in array) for array in (world_to_model, origins))
+    return Captured(rows, places, warnings)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -434,8 +437,8 @@ def _bake_keyframes(
     return keyframes
 
 
-def _normalise(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> np.ndarray:
-    """world_to_model [4, 4] float64 over all keyframes.
+def _placement(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> tuple[np.ndarray, np.ndarray]:
+    """`cameras.placement` of what is shown at the keyframes.
 
     Raises:
         LimError: bad_capture, empty_mesh.
@@ -449,15 +452,22 @@ def _normalise(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> np.ndarray:
                 f"{_names(spec.objects)} has points without a place (infinite or not a number) at frame {frame:g}.",
                 "Look for a modifier or a driver that divides by zero there.",
             )
-        boxes += [(p.min(0), p.max(0)) for p in points]
-    low, high = np.min([b[0] for b in boxes], 0), np.max([b[1] for b in boxes], 0)
-    centre = (low + high) / 2
-    radius = max(
-        float(np.linalg.norm(_surface_points(p) - centre, axis=1).max()) for proxies in keyframes for p in proxies
-    )
-    if radius <= 0:
+        boxes.append((np.min([p.min(0) for p in points], 0), np.max([p.max(0) for p in points], 0)))
+    low, high = np.array(boxes).swapaxes(0, 1)
+    if (high <= low).all():
         raise LimError("empty_mesh", f"{_names(spec.objects)} has no extent: it is a single point.", "Check its scale.")
-    return cameras.normalisation(low, high, radius)
+
+    def reach(keyframe: int, centre: np.ndarray) -> float:
+        return max(float(np.linalg.norm(_surface_points(p) - centre, axis=1).max()) for p in keyframes[keyframe])
+
+    return cameras.placement(low, high, reach)
+
+
+def carried(world_to_model: np.ndarray, origins: np.ndarray) -> list[np.ndarray]:
+    """world_to_model [4, 4] at every keyframe, or frame, from that of the first and their origins [K, 3]."""
+    shifts = np.tile(np.eye(4), (len(origins), 1, 1))
+    shifts[:, :3, 3] = -np.asarray(origins)
+    return list(shifts @ world_to_model)
 
 
 # ---- the artist's own mesh -----------------------------------------------------------------------------------------
@@ -523,11 +533,12 @@ class Stage:
     """A temporary scene with the proxies of all keyframes, in model space, and one camera. A context manager.
 
     Args:
+        world_to_model: [4, 4] of every keyframe.
         size: pixels along each side of a picture.
         samples: 1 takes one through each pixel's centre; more of them smooth the edges (for pictures that people see).
     """
 
-    def __init__(self, keyframes: list[list[Proxy]], world_to_model: np.ndarray, size: int, samples: int = 1):
+    def __init__(self, keyframes: list[list[Proxy]], world_to_model: list[np.ndarray], size: int, samples: int = 1):
         self.materials = AlbedoMaterials()
         self._size, self._samples = size, samples
         self._undo = contextlib.ExitStack()
@@ -541,7 +552,9 @@ class Stage:
     def __exit__(self, *error) -> None:
         self._undo.close()
 
-    def _build(self, undo: contextlib.ExitStack, keyframes: list[list[Proxy]], world_to_model: np.ndarray) -> None:
+    def _build(
+        self, undo: contextlib.ExitStack, keyframes: list[list[Proxy]], world_to_model: list[np.ndarray]
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="lim_"))
         undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
         images = set(bpy.data.images)
@@ -568,7 +581,7 @@ class Stage:
 
         self._materials_of: dict[bpy.types.Mesh, tuple[list, list]] = {}  # the artist's own, and those that show albedo
         self._collections = []
-        for proxies in keyframes:
+        for proxies, to_model in zip(keyframes, world_to_model, strict=True):
             collection = bpy.data.collections.new("LIM keyframe")
             made.append(collection)
             self._collections.append(collection)
@@ -579,7 +592,7 @@ class Stage:
                 object.color = proxy.colour
                 # A parent inverse may hold any matrix; an object's own location, rotation and scale cannot shear.
                 object.parent = anchor
-                object.matrix_parent_inverse = Matrix((world_to_model @ proxy.matrix).tolist())
+                object.matrix_parent_inverse = Matrix((to_model @ proxy.matrix).tolist())
                 collection.objects.link(object)
         self._set_up(self.scene)
 

@@ -233,7 +233,8 @@ class Job:
             self._emit("warning", code=code, message=message, hint=hint)
         self._check_cancelled()
 
-        wanted = dataclasses.replace(wanted, world_to_model=tuple(tuple(row) for row in captured["world_to_model"]))
+        placed = {name: tuple(tuple(row) for row in captured.get(name, ())) for name in ("world_to_model", "origins")}
+        wanted = dataclasses.replace(wanted, **placed)
         return wanted, 0.0 if reused else CAPTURE_SHARE
 
     def _open_folder(self, wanted: request.Request) -> None:
@@ -596,7 +597,8 @@ def capture_into(
             folder / job_folders.CAPTURE_RECORD,
             {
                 "key": key,
-                "world_to_model": [[float(x) for x in row] for row in captured.world_to_model],
+                "world_to_model": captured.world_to_model,
+                "origins": captured.origins,
                 "warnings": [list(warning) for warning in captured.warnings],
             },
         )

@@ -46,7 +46,7 @@ def render_previews(
     asked = request.read(job)
     frames = asked.frames()
     chosen = list(range(len(frames)) if indices is None else indices)
-    world_to_model = np.array(asked.world_to_model, np.float64)
+    carried = np.array(asked.carried())
     to_world, intrinsics = cameras.job_cameras(size, asked.views, asked.rig_views)
     views = min(views, asked.views)
     written: list[str] = []
@@ -56,7 +56,8 @@ def render_previews(
             some = chosen[start : start + AT_ONCE]
             with contextlib.ExitStack() as undo:
                 baked = _bake(undo, scene, object, [frames[index] for index in some])
-                stage = undo.enter_context(capture_scene.Stage(baked, world_to_model, size, SAMPLES))
+                to_model = capture_scene.carried(np.array(asked.world_to_model), carried[some])
+                stage = undo.enter_context(capture_scene.Stage(baked, to_model, size, SAMPLES))
                 for place, index in enumerate(some):
                     stage.show(place, frames[index])
                     for view in range(views):

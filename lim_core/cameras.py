@@ -9,6 +9,7 @@ z); `intrinsics` is 3×3 in pixels with pixel centres at +0.5. Blender's cameras
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,6 +23,7 @@ EXTRA = (
     (135.0, -20.0), (315.0, -20.0), (45.0, 50.0), (225.0, 50.0),
     (0.0, 85.0), (0.0, -80.0), (90.0, -50.0), (270.0, -50.0),
 )  # fmt: skip
+FOLLOW = 0.8  # of the size of everything: where each keyframe is smaller than that, the cameras go with the object
 # Cameras that no job ever sees: the evaluations render these.
 HELD_OUT = ((30.0, 10.0), (120.0, 35.0), (210.0, 0.0), (300.0, 45.0))
 
@@ -99,16 +101,37 @@ def window(mask: np.ndarray, intrinsics: np.ndarray) -> tuple[tuple[slice, slice
     return (slice(top, top + side), slice(left, left + side)), lens
 
 
-def normalisation(low: np.ndarray, high: np.ndarray, radius: float, margin: float = 0.03) -> np.ndarray:
-    """world_to_model [4, 4] float64 that puts the object, over ALL keyframes, inside the unit sphere.
-
-    Args:
-        low, high: the world-space box over all keyframes; its centre becomes the origin.
-        radius: the largest distance of any point at any keyframe from that centre.
-    """
-    centre = (np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2
+def normalisation(centre: np.ndarray, radius: float, margin: float = 0.03) -> np.ndarray:
+    """world_to_model [4, 4] float64 that puts everything within `radius` of `centre` [3] inside the unit sphere."""
+    centre = np.asarray(centre, np.float64)
     scale = (1.0 - margin) / max(float(radius), 1e-12)
     matrix = np.eye(4)
     matrix[:3, :3] *= scale
     matrix[:3, 3] = -scale * centre
     return matrix
+
+
+def placement(
+    low: np.ndarray, high: np.ndarray, reach: Callable[[int, np.ndarray], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Model space at every keyframe, inside the unit sphere: around one place, or following what walks away.
+
+    Who stays in view of cameras that stand still becomes small in their pictures by as much as he goes. Where the spheres
+    around him at each keyframe are smaller than `FOLLOW` times the one around all of them, the cameras go with him.
+
+    Args:
+        low, high: [K, 3], the world-space box of every keyframe.
+        reach: the largest distance of any point of a keyframe from a place [3].
+    Returns:
+        world_to_model [4, 4] float64, a similarity, of the first keyframe; and origins [K, 3], model units: where the origin is
+        at each keyframe from there. All zero where the cameras stand still.
+    """
+    keyframes = range(len(low))
+    centres = (np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2
+    common = (np.min(low, 0).astype(np.float64) + np.max(high, 0)) / 2
+    radius = max(reach(k, common) for k in keyframes)
+    own = max(reach(k, centres[k]) for k in keyframes)
+    if own > FOLLOW * radius:
+        return normalisation(common, radius), np.zeros((len(centres), 3))
+    matrix = normalisation(centres[0], own)
+    return matrix, (centres - centres[0]) @ matrix[:3, :3].T

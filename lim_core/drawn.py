@@ -54,7 +54,9 @@ def draw(job: Path, asked: Request, views: int) -> None:
     placed = capture.load_npz(job / protocol.CAMERAS_FILE)
     lens = cameras.scale_intrinsics(placed["intrinsics"], SIZE / asked.image_size)
     arrays, pack = found
+    carried = np.array(asked.carried())
     for index, view in missing:
+        positions = arrays["positions"][index] - carried[index]
         camera = placed["camera_to_world"][view : view + 1]
-        seen = rays.render(pack, arrays["positions"][index], camera, lens[view : view + 1], SIZE, supersampling=2)
+        seen = rays.render(pack, positions, camera, lens[view : view + 1], SIZE, supersampling=2)
         result.save_image(wanted[index, view], np.ascontiguousarray(seen.rgba[0]))

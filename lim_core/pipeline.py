@@ -130,7 +130,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     )
     keys["canonical"] = key_of(keys["surface"], weights["lrm-xyz"], weights["lim-xyz"], times)
     keys["trace"] = key_of(keys["canonical"], keys["surface"], request.smoothness)
-    keys["fit"] = key_of(keys["trace"], request.fit)
+    keys["fit"] = key_of(keys["trace"], request.fit, request.origins)
     keys["texture"] = key_of(keys["fit"], request.texture_size)
 
     functions = {
@@ -182,6 +182,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
             "If a part goes astray between two keyframes, add one there.",
         )
     residuals = found["fit"]["residuals"]
+    feed_forward = placed(request, found["trace"]["positions"])
     seconds = {stage: round(seconds, 3) for stage, seconds in state.seconds.items()}
     summary = {
         "protocol": protocol.VERSION,
@@ -195,7 +196,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         "metrics": {
             "keyframe_distance": [round(float(r), 5) for r in residuals],
             "confidence": round(float(confidence.mean()), 4),
-            "moved_by_fit": round(float(np.abs(found["fit"]["positions"] - found["trace"]["positions"]).mean()), 5),
+            "moved_by_fit": round(float(np.abs(found["fit"]["positions"] - feed_forward).mean()), 5),
         },
     }
     arrays = {
@@ -203,7 +204,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         "frames": np.array(request.frames(), np.float64),
         "faces": found["surface"]["faces"].astype(np.int32),
         "confidence": confidence.astype(np.float32),
-        "feed_forward": found["trace"]["positions"].astype(np.float32),
+        "feed_forward": feed_forward.astype(np.float32),
     }
     if request.reduced():
         keys = reduction.choose(arrays["positions"], arrays["frames"], request.max_keys)
@@ -424,6 +425,7 @@ def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
 
 def trace_template(request: Request, template, surfaces, reporter: Reporter, *, rigid: bool = True):
     """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth.
+    From the origin of every frame: `placed` puts them together.
 
     Args:
         rigid: match with ARAP; otherwise the bare nearest neighbour of the paper's section 3.4.
@@ -437,6 +439,11 @@ def trace_template(request: Request, template, surfaces, reporter: Reporter, *, 
         on_progress=reporter.progress,
     )
     return {"positions": positions.astype(np.float32), "confidence": confidence.astype(np.float32)}
+
+
+def placed(request: Request, positions: np.ndarray) -> np.ndarray:
+    """Positions [T, V, 3] of all frames, each from its own origin, from the first keyframe's."""
+    return positions + np.array(request.carried())[:, None]
 
 
 def fit_apart(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
@@ -486,9 +493,9 @@ def fit_capture(
 ):
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
-    `positions` [T, V, 3], `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units) and `misfit`
-    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted: those of a clip move more evenly in `positions`
-    (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
+    `positions` [T, V, 3] from the first keyframe's origin, `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units) and `misfit`
+    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted, from their own origins: those of a clip move more
+    evenly in `positions` (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
@@ -498,7 +505,7 @@ def fit_capture(
     entries = [request.entry(k) for k in range(len(request.keyframes))]
     if not request.fit or capture.depth_planar is None:
         return {
-            "positions": traced["positions"],
+            "positions": placed(request, traced["positions"]),
             "confidence": traced["confidence"],
             "keyframes": traced["positions"][entries],
             "residuals": np.zeros(0),
@@ -522,17 +529,19 @@ def fit_capture(
     shown = fitted  # where the texture is seen
     if request.source == "video":
         fitted = steady(fitted, request.keyframes, capture.camera_to_world[0])
+    carried = np.array(request.carried())[:, None]
     moves = None
     confidence = np.zeros((len(request.frames()), len(fitted[0])))
     confidence[entries[home]] = 1
     if networks is not None:
         moves = [networks[k].moved(fitted[k if k >= home else k + 1]) for k in range(count - 1)]
         moves = [move if k >= home else tuple(part[::-1] for part in move) for k, move in enumerate(moves)]
-        for k, (_, sure) in enumerate(moves):
-            outwards = slice(1, None) if k >= home else slice(0, -1)
-            confidence[entries[k] : entries[k + 1] + 1][outwards] = sure[outwards]
+        for k, (way, sure) in enumerate(moves):
+            these, outwards = slice(entries[k], entries[k + 1] + 1), slice(1, None) if k >= home else slice(0, -1)
+            confidence[these][outwards] = sure[outwards]
+            moves[k] = way + carried[these], sure
     positions = between.interpolate(
-        arap, fitted, request.keyframes, [interval_alphas(request, k) for k in range(count - 1)], moves,
+        arap, fitted + carried[entries], request.keyframes, [interval_alphas(request, k) for k in range(count - 1)], moves,
         on_progress=lambda f: reporter.progress(0.8 + 0.2 * f),
     )  # fmt: skip
     return {

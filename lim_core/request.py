@@ -40,7 +40,10 @@ class Request:
     last_inbetweens: int = -1
     """The same of the last pair, where a clip's last keyframe comes sooner than the others; -1: as all."""
     world_to_model: tuple[tuple[float, ...], ...] = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
-    """4×4 similarity, row-major, one for all keyframes; undone only when the result is written to the scene."""
+    """4×4 similarity, row-major, of the first keyframe; undone only when the result is written to the scene."""
+    origins: tuple[tuple[float, ...], ...] = ()
+    """Where the origin of model space is at each keyframe, model units from where it is at the first one: the cameras follow
+    an object that walks away. Empty: they stand still. The result's positions are from the first one's."""
     source: str = "objects"
     name: str = "LIM"
     """Name of the resulting object."""
@@ -98,6 +101,11 @@ class Request:
             steps = self.steps(k)
             times += [first + (last - first) * step / steps for step in range(steps)]
         return [*times, *self.keyframes[-1:]]
+
+    def carried(self) -> list[tuple[float, ...]]:
+        """The origin of model space at every frame of `frames()`: on straight lines between the keyframes'."""
+        origins = self.origins or ((0.0, 0.0, 0.0),) * len(self.keyframes)
+        return [tuple(a + alpha * (b - a) for a, b in zip(origins[k], origins[k + 1])) for k, alpha in self.intervals()]
 
     def steps(self, interval: int) -> int:
         """How many frames of the result the keyframe after an interval comes after the one before it."""
@@ -167,6 +175,11 @@ def check(request: Request) -> None:
     matrix = request.world_to_model
     if len(matrix) != 4 or any(len(row) != 4 for row in matrix) or not all(math.isfinite(x) for r in matrix for x in r):
         raise LimError("bad_request", "world_to_model is not a 4×4 matrix of finite numbers.")
+    places = request.origins
+    if any(len(place) != 3 or not all(math.isfinite(x) for x in place) for place in places):
+        raise LimError("bad_request", "origins are not places of three finite numbers.")
+    if places and len(places) != len(keys):
+        raise LimError("bad_request", f"There are {len(places)} origins for {len(keys)} keyframes.")
     if request.protocol != protocol.VERSION:
         raise LimError(
             "backend_outdated",

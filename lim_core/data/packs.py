@@ -137,7 +137,7 @@ def unit_sphere(frames: Sequence[np.ndarray] | np.ndarray, margin: float = 0.03)
     high = np.max([p.max(0) for p in frames], 0).astype(np.float64)
     centre = ((low + high) / 2).astype(np.float32)
     radius = np.sqrt(max(float(np.square(p - centre).sum(-1).max()) for p in frames))
-    return normalisation(low, high, radius, margin)
+    return normalisation(centre, radius, margin)
 
 
 def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -48,11 +48,11 @@ def evaluate(
             asked = make_job(packs.load(path), job, weights, inbetweens, faces, texture_size)
             seconds, found = timed(job, asked, device)
             seen = capture.read(job, asked)
-            textured, template, home = painted(found), found["surface"]["vertices"], int(found["surface"]["home"])
-            quality = texture_psnr(textured, template, seen, home)
+            textured, home = painted(found), int(found["surface"]["home"])
+            quality = texture_psnr(textured, seen, home)
             rows.append({"asset": path.stem} | seconds | {"texture_psnr_fg": quality})
             metrics.write_rows(out, rows)
-            sheet.append(pictures.Row(path.stem, f"{quality:.1f} dB", side_by_side(textured, template, seen, home)))
+            sheet.append(pictures.Row(path.stem, f"{quality:.1f} dB", side_by_side(textured, seen, home)))
             print(f"{path.stem}: {seconds['wall']:.1f} s, of the processor {seconds['cpu']:.1f} s", flush=True)
     scenes.need_any(rows, skipped, packs_folder)
     summary = {
@@ -85,8 +85,7 @@ def make_job(pack: packs.Pack, job: Path, weights: str, inbetweens: int, faces: 
         keyframes=tuple(1.0 + (inbetweens + 1) * k for k in range(KEYFRAMES)), inbetweens=inbetweens, image_size=size,
         views=4 + extra, template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
     )  # fmt: skip
-    write_job(pack, pack.model_positions(clip, [start + apart * k for k in range(KEYFRAMES)]), job, asked)
-    return asked
+    return write_job(pack, pack.model_positions(clip, [start + apart * k for k in range(KEYFRAMES)]), job, asked)
 
 
 def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
@@ -102,12 +101,12 @@ def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], dict[str
     return seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}, found
 
 
-def side_by_side(textured: packs.Pack, template: np.ndarray, seen: Capture, home: int) -> list[np.ndarray]:
+def side_by_side(textured: packs.Pack, seen: Capture, home: int) -> list[np.ndarray]:
     """Two opposite views of keyframe `home`, each captured and drawn with the textured template."""
     size, images = seen.rgba.shape[2], []
     for view in (0, 2):
         camera, intrinsics = seen.camera_to_world[view, None], seen.intrinsics[view, None]
-        pair = seen.rgba[home, view], rays.render(textured, template, camera, intrinsics, size).rgba[0]
+        pair = seen.rgba[home, view], rays.render(textured, textured.rest, camera, intrinsics, size).rgba[0]
         window = pictures.crop(np.stack(pair)[..., 3] > 0)
         images += [pictures.resized(rays.over(image[window]), TILE) for image in pair]
     return images

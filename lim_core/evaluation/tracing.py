@@ -163,22 +163,33 @@ def make_job(sequence: Sequence, job: Path, weights: str, quality: str) -> Reque
         keyframes=sequence.keyframes, inbetweens=sequence.inbetweens, image_size=size, views=4 + extra,
         template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
     )  # fmt: skip
-    write_job(sequence.pack, sequence.positions(sequence.keyframes), job, asked)
-    return asked
+    return write_job(sequence.pack, sequence.positions(sequence.keyframes), job, asked)
 
 
-def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> None:
-    """The job folder of a pack whose vertices are at keyframes [K, V, 3]; one that is complete is left alone."""
+def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> Request:
+    """The job folder of a pack whose vertices are at keyframes [K, V, 3]; one that is complete is left alone.
+
+    The job's world is the space of `keyframes`, its model space where the cameras follow the object, as Blender's do.
+    """
+    to_model, origins = cameras.placement(
+        keyframes.min(1), keyframes.max(1), lambda k, centre: float(np.linalg.norm(keyframes[k] - centre, axis=1).max())
+    )
+    asked = dataclasses.replace(
+        asked,
+        world_to_model=tuple(tuple(float(x) for x in row) for row in to_model),
+        origins=tuple(tuple(float(x) for x in place) for place in origins),
+    )
     if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
-        return
+        return asked
     camera_to_world, intrinsics = cameras.job_cameras(asked.image_size, asked.views)
-    for k, positions in enumerate(keyframes):
+    for k, positions in enumerate(packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32)):
         seen = rays.render(pack, positions, camera_to_world, intrinsics, asked.image_size)
         for v in range(asked.views):
             result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
         result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
     result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
     request.write(asked, job)
+    return asked
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -192,7 +203,8 @@ class Silent(Reporter):
 def traced(
     job: Path, asked: Request, seen: Capture, device
 ) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
-    """Every row's positions [T, V, 3] at `asked.frames()` and the seconds that they took, and what the job's stages left.
+    """Every row's positions [T, V, 3] at `asked.frames()`, in the job's world, and the seconds that they took, and what the job's
+    stages left.
 
     Rows are kept beside the stages, under the hash of code and capture.
     """
@@ -218,12 +230,17 @@ def traced(
             kept["seconds"] = np.array(time.monotonic() - started)
             state.keep(f"row_{name}", key, kept)
         rows[name] = (kept["positions"], float(kept["seconds"]))
-    rows["nn"] = (rows["nn"][0], rows["nn"][1] + seconds["surface"])
-    rows["lim"] = (rows["lim"][0], rows["lim"][1] + networks)
-    rows["lim_arap"] = (found["trace"]["positions"], networks + seconds["trace"])
-    rows["register"] = (rows["register"][0], rows["register"][1] + seconds["surface"])
-    rows["lim_fit"] = (found["fit"]["positions"], networks + seconds["trace"] + seconds["fit"])
-    return rows, found
+    rows["lim_arap"] = (found["trace"]["positions"], seconds["trace"])
+    rows["lim_fit"] = (found["fit"]["positions"], seconds["trace"] + seconds["fit"])
+    for name in ("nn", "lim", "lim_arap"):  # each frame from its own origin
+        rows[name] = (pipeline.placed(asked, rows[name][0]), rows[name][1])
+    before = {name: networks if name.startswith("lim") else seconds["surface"] for name in ROWS}
+    return {name: (in_world(asked, rows[name][0]), rows[name][1] + before[name]) for name in ROWS}, found
+
+
+def in_world(asked: Request, positions: np.ndarray) -> np.ndarray:
+    """Positions [..., 3] of a job's model space at its first keyframe, in its world."""
+    return packs.transform(np.linalg.inv(np.array(asked.world_to_model)), positions)
 
 
 @torch.no_grad()
@@ -254,9 +271,10 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
         rows, found: as `traced` gives them.
     """
     times = np.array(asked.frames())
-    faces, template = found["surface"]["faces"], found["surface"]["vertices"]
     keyframe = int(found["surface"]["home"])
     home = asked.entry(keyframe)
+    faces = found["surface"]["faces"]
+    template = in_world(asked, found["surface"]["vertices"] + np.array(asked.carried()[home]))
     real, real_faces = sequence.positions(times).astype(np.float64), sequence.pack.faces
     percent = 100 / np.linalg.norm(np.ptp(real[0], axis=0))
     true = metrics.at_places(real, real_faces, *tracking.material_points(template, faces, real[home], real_faces))
@@ -271,7 +289,7 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
         "template_step": times[home],
         "motion": motion[moved].mean(),
         "template_error": percent * np.linalg.norm(template - true[home], axis=1).mean(),
-        "texture_psnr_fg": texture_psnr(textured, template, seen, keyframe),
+        "texture_psnr_fg": texture_psnr(textured, seen, keyframe),
     }
     if between and asked.inbetweens == 1:  # what is to be had without knowing more than the keyframes
         straight = np.stack([0.5 * (true[t - 1] + true[t + 1]) - true[t] for t in between])
@@ -304,12 +322,17 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
 def exhibit(
     name: str, note: str, asked: Request, seen: Capture, positions: np.ndarray, found: dict[str, dict[str, np.ndarray]]
 ) -> pictures.Exhibit:
-    """The first, the middle and the last keyframe as the first camera captured them, and the traced mesh in their place."""
+    """The first, the middle and the last keyframe as the first camera captured them, and the traced mesh in their place.
+
+    Args:
+        positions: [T, V, 3] in the job's world.
+    """
     textured = painted(found)
     camera, intrinsics, size = seen.camera_to_world[:1], seen.intrinsics[:1], seen.rgba.shape[2]
     shown = [0, seen.keyframes // 2, seen.keyframes - 1]
     above = [seen.rgba[k, 0] for k in shown]
-    below = [rays.render(textured, positions[asked.entry(k)], camera, intrinsics, size).rgba[0] for k in shown]
+    model = packs.transform(np.array(asked.world_to_model), positions) - np.array(asked.carried(), np.float32)[:, None]
+    below = [rays.render(textured, model[asked.entry(k)], camera, intrinsics, size).rgba[0] for k in shown]
     window = pictures.crop(np.stack([*above, *below])[..., 3] > 0)
     return pictures.Exhibit(name, note, *([rays.over(image[window]) for image in row] for row in (above, below)))
 
@@ -330,9 +353,9 @@ def render(textured: Pack, positions: np.ndarray) -> np.ndarray:
     return rays.over(rays.render(textured, positions, camera, intrinsics, scenes.SIZE, supersampling=2).rgba)
 
 
-def texture_psnr(textured: Pack, template: np.ndarray, seen: Capture, home: int) -> float:
-    """PSNR of the textured template against the captured views of its keyframe `home`, over the captured foreground."""
+def texture_psnr(textured: Pack, seen: Capture, home: int) -> float:
+    """PSNR of the textured template (`painted`) against the captured views of its keyframe `home`, over the captured foreground."""
     size = seen.rgba.shape[2]
-    drawn = rays.render(textured, template, seen.camera_to_world, seen.intrinsics, size).rgba
+    drawn = rays.render(textured, textured.rest, seen.camera_to_world, seen.intrinsics, size).rgba
     pairs = zip(rays.over(drawn), rays.over(seen.rgba[home]), seen.rgba[home, ..., 3] > 0)
     return metrics.finite_mean([metrics.psnr(a, b, mask) for a, b, mask in pairs])

@@ -152,12 +152,13 @@ def test_one_sample_through_each_pixel_centre(scene, tmp_path):
 def test_keyframes_differ_and_share_one_transform(scene, tmp_path):
     cube = add_cube()
     cube.keyframe_insert("location", frame=1)
-    cube.location.x = 6
+    cube.location.x = 1
     cube.keyframe_insert("location", frame=9)
     scene.frame_set(1)
-    capture_scene.capture(scene, spec([cube], (1, 5, 9)), tmp_path)
+    captured = capture_scene.capture(scene, spec([cube], (1, 5, 9)), tmp_path)
     u = [np.nonzero(depth(tmp_path, k)[0])[1].mean() for k in range(3)]
-    assert u[0] < SIZE / 2 - 10 and abs(u[1] - SIZE / 2) < 2 and u[2] > SIZE / 2 + 10
+    assert u[0] < SIZE / 2 - 6 and abs(u[1] - SIZE / 2) < 2 and u[2] > SIZE / 2 + 6
+    assert not np.any(captured.origins)
 
 
 def test_fractional_keyframe(scene, tmp_path):
@@ -573,9 +574,9 @@ def test_poses_that_do_not_correspond(scene, tmp_path, aligned):
     child.parent = poses[0]
     captured = capture_scene.capture(scene, spec(poses, (1, 9, 17), source="poses", align_poses=aligned), tmp_path)
     u = [np.nonzero(depth(tmp_path, k)[0])[1].mean() for k in range(3)]
-    assert (max(u[:2]) - min(u[:2]) < 3) == aligned
-    radius = 0.97 / captured.world_to_model[0][0]
-    assert (radius < 3) == aligned
+    assert max(u[:2]) - min(u[:2]) < 3
+    apart = np.array(captured.origins) / captured.world_to_model[0][0]
+    assert np.abs(apart).max() < 1e-6 if aligned else np.allclose(apart[1:, 0], [5, 10], atol=2)
 
 
 def test_template_is_the_evaluated_mesh(scene, tmp_path):
@@ -788,12 +789,28 @@ def test_full_disk(scene, tmp_path, monkeypatch):
     assert code_of(scene, tmp_path, [add_cube()]).code == "disk_full"
 
 
-def test_far_motion_warns_that_little_is_seen(scene, tmp_path):
+def walking_cube(way=60.0):
     cube = add_cube()
-    for frame, x in ((1, 0), (9, 60)):
+    for frame, x in ((1, 0), (9, way)):
         cube.location.x = x
         cube.keyframe_insert("location", frame=frame)
-    captured = capture_scene.capture(scene, spec([cube]), tmp_path)
+    return cube
+
+
+def test_what_walks_away_is_followed_and_seen_as_large_as_where_it_began(scene, tmp_path):
+    captured = capture_scene.capture(scene, spec([walking_cube()]), tmp_path)
+    scale = captured.world_to_model[0][0]
+    assert not captured.warnings
+    assert captured.origins[0] == pytest.approx((0, 0, 0), abs=1e-6)
+    assert captured.origins[1] == pytest.approx((60 * scale, 0, 0), rel=1e-6)
+    first, second = (np.load(tmp_path / protocol.depth_file(k))["depth_planar"] for k in (0, 1))
+    assert (first > 0).mean() > 0.1 and np.abs(first - second).max() < 1e-4
+
+
+def test_things_that_fly_apart_warn_that_little_is_seen(scene, tmp_path):
+    still, moving = add_cube(), walking_cube()
+    captured = capture_scene.capture(scene, spec([still, moving]), tmp_path)
+    assert not np.any(captured.origins)
     assert {warning[0] for warning in captured.warnings} == {"small_in_view"}
 
 

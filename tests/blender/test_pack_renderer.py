@@ -125,16 +125,16 @@ def show_start_positions(objects: list, graph, world_to_model: np.ndarray) -> bo
     return True
 
 
-def blender_canonical(scene, spec, world_to_model, camera_to_world, intrinsics) -> np.ndarray | None:
+def blender_canonical(scene, spec, to_model, camera_to_world, intrinsics) -> np.ndarray | None:
     """float32 [keyframes, views, H, W, 3] where Blender sees each surface point of a keyframe start, model space."""
     objects = [bpy.data.objects[name] for name in spec.objects]
     with capture_scene.evaluation(scene, objects) as at:
-        if not show_start_positions(objects, at(spec.keyframes[0]), world_to_model):
+        if not show_start_positions(objects, at(spec.keyframes[0]), to_model[0]):
             return None
     pictures = []
     with contextlib.ExitStack() as undo:
         proxies = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)
-        stage = undo.enter_context(capture_scene.Stage(proxies, world_to_model, SIZE))
+        stage = undo.enter_context(capture_scene.Stage(proxies, to_model, SIZE))
         for k, frame in enumerate(spec.keyframes):
             stage.show(k, frame)
             for matrix, camera in zip(camera_to_world, intrinsics, strict=True):
@@ -168,10 +168,11 @@ def measure(asset: Path, folder: Path) -> dict[str, float]:
     spec = capture_scene.CaptureSpec(
         "objects", names, tuple(clip.start + i * step for i in stored), image_size=SIZE, views=VIEWS
     )
-    world_to_model = np.array(capture_scene.capture(scene, spec, folder).world_to_model)
+    captured = capture_scene.capture(scene, spec, folder)
+    to_model = capture_scene.carried(np.array(captured.world_to_model), np.array(captured.origins))
     with np.load(folder / protocol.CAMERAS_FILE) as rig:
         wanted = {name: rig[name] for name in ("camera_to_world", "intrinsics")}
-    positions = np.stack([packs.transform(world_to_model, pack.positions(0, i)) for i in stored])
+    positions = np.stack([packs.transform(matrix, pack.positions(0, i)) for matrix, i in zip(to_model, stored)])
     np.savez(folder / "wanted.npz", positions=positions, size=SIZE, **wanted)
     subprocess.run(
         [BACKEND, "-c", RENDER, folder / f"{asset.stem}.npz", folder / "wanted.npz", folder / "seen.npz"],
@@ -190,7 +191,7 @@ def measure(asset: Path, folder: Path) -> dict[str, float]:
         "position": float(error.mean()), "position_999": float(np.quantile(error, 0.999)),
         "colour": float(np.median(np.abs(colour[inside].astype(int) - seen["rgba"][inside]).max(-1))),
     }  # fmt: skip
-    canonical = blender_canonical(scene, spec, world_to_model, **wanted)
+    canonical = blender_canonical(scene, spec, to_model, **wanted)
     if canonical is not None:
         error = np.linalg.norm(canonical - seen["canonical"], axis=-1)[inside]
         found |= {"canonical": float(error.mean()), "canonical_999": float(np.quantile(error, 0.999))}

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +118,32 @@ def test_a_still_scene_stays_still(tmp_path, tiny_weights):
         positions = data["positions"]
     size = np.linalg.norm(np.ptp(positions[0], axis=0))
     assert np.linalg.norm(positions - positions[0], axis=-1).mean() < 0.005 * size
+
+
+def test_a_followed_object_is_put_back_on_its_way(finished, tmp_path):
+    """The same capture, taken by cameras that followed: the same shapes, each frame moved on by its part of the way."""
+    job = tmp_path / "job"
+    shutil.copytree(finished[0], job)
+    origins = ((0.0, 0.0, 0.0), (1.5, -0.5, 0.25), (4.5, -1.5, 0.75))
+    request.write(dataclasses.replace(request.read(job), origins=origins), job)
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    with np.load(finished[0] / protocol.RESULT_ARRAYS) as still, np.load(job / protocol.RESULT_ARRAYS) as walked:
+        way = np.array(origins)[[0, 0, 1, 1, 2]] + [
+            [0, 0, 0],
+            [0.75, -0.25, 0.125],
+            [0, 0, 0],
+            [1.5, -0.5, 0.25],
+            [0, 0, 0],
+        ]
+        np.testing.assert_allclose(walked["feed_forward"], still["feed_forward"] + way[:, None], atol=1e-5)
+        at_keyframes = walked["positions"][::2] - way[::2, None]
+        np.testing.assert_allclose(at_keyframes, still["positions"][::2], atol=1e-5)
+        off = np.linalg.norm(walked["positions"] - way[:, None] - still["positions"], axis=2).max()
+        assert off < 0.5, (
+            "in between it speeds up, for the second half of the way is twice as long; it goes nowhere else"
+        )
+    assert (job / protocol.TEXTURE_FILE).read_bytes() == (finished[0] / protocol.TEXTURE_FILE).read_bytes()
 
 
 def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import shapes
-from lim_core import protocol, request
+from lim_core import capture, protocol, request, surface
 from lim_core.data import packs, procedural
 from lim_core.evaluation import evaluate, job, tracing, tracking
 
@@ -69,6 +70,27 @@ def test_every_row_is_measured_and_all_assets_are_in_the_gallery(folder, tmp_pat
     assert middle.std() > 10 and right.std() > 10, "both assets are shown"
 
 
+def test_what_walks_away_is_captured_large_and_measured_where_it_went(tmp_path):
+    still = procedural.make_object(3)
+    frames = range(still.frames(0))
+    size = np.ptp(still.positions(0, 0), axis=0).max()
+    way = np.array([0.4 * size, 0.1 * size, 0], np.float32)
+    walking = dataclasses.replace(
+        still, stored_positions=np.stack([still.positions(0, f) + f * way for f in frames]),
+        rest=None, bone_index=None, bone_weight=None, bones=None, position_low=None, position_step=None,
+        clip_start=np.array([0, len(frames)], np.int32), clip_names=still.clip_names[:1],
+    )  # fmt: skip
+    sequence = tracing.Sequence.liveliest(walking, tracing.STEPS - 1)
+    asked = tracing.make_job(sequence, tmp_path, "", "draft")
+    assert asked.origins[1][0] > 1 and asked.origins[1][0] == pytest.approx(4 * asked.origins[1][1], rel=0.5)
+    seen = capture.read(tmp_path, asked)
+    assert (seen.rgba[:, :4, ..., 3] > 0).mean() > 0.05, "it fills the pictures as if it stood"
+    for k, true in enumerate(sequence.positions(sequence.keyframes)):
+        points, *_ = surface.captured_points(seen.depth_planar[k], seen.camera_to_world, seen.intrinsics)
+        points = tracing.in_world(asked, points + np.array(asked.origins[k]))
+        np.testing.assert_allclose([points.min(0), points.max(0)], [true.min(0), true.max(0)], atol=0.03)
+
+
 def test_a_mesh_that_shrinks_to_a_point_is_measured_not_left_out():
     vertices, faces = shapes.tube(rings=8, around=6)
     still = np.stack([vertices, vertices])
@@ -91,5 +113,7 @@ def test_a_whole_job_is_timed_stage_by_stage(folder, tmp_path, tiny_weights):
     assert summary["texture_psnr_fg"] == pytest.approx(float(rows[0]["texture_psnr_fg"]), abs=1e-3)
     assert summary["texture_psnr_fg"] > 12
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"), float)
-    captured, textured = (sheet[:, -4 * (job.TILE + 4) :][:, n * (job.TILE + 4) : (n + 1) * (job.TILE + 4)] for n in (0, 1))
+    captured, textured = (
+        sheet[:, -4 * (job.TILE + 4) :][:, n * (job.TILE + 4) : (n + 1) * (job.TILE + 4)] for n in (0, 1)
+    )
     assert captured.std() > 10 and np.abs(captured - textured).mean() < 0.5 * captured.std()

@@ -92,8 +92,33 @@ def test_normalisation_puts_everything_into_the_unit_sphere(size):
     points = np.random.default_rng(2).uniform(-1, 1, (500, 3)) * size + np.array([5 * size, -3 * size, size])
     low, high = points.min(0), points.max(0)
     radius = np.linalg.norm(points - (low + high) / 2, axis=1).max()
-    matrix = cameras.normalisation(low, high, radius)
+    matrix = cameras.normalisation((low + high) / 2, radius)
     inside = points @ matrix[:3, :3].T + matrix[:3, 3]
     assert np.linalg.norm(inside, axis=1).max() == pytest.approx(0.97, abs=1e-9)
     back = np.linalg.inv(matrix)
     assert inside @ back[:3, :3].T + back[:3, 3] == pytest.approx(points, rel=1e-9)
+
+
+def placed(clouds):
+    low, high = np.array([c.min(0) for c in clouds]), np.array([c.max(0) for c in clouds])
+    return cameras.placement(low, high, lambda k, centre: float(np.linalg.norm(clouds[k] - centre, axis=1).max()))
+
+
+def test_cameras_follow_what_walks_away_and_show_it_as_large_as_if_it_stood():
+    body = np.random.default_rng(3).uniform(-1, 1, (400, 3))
+    clouds = [body + 7, body * 0.9 + [7, 13, 7], body + [7, 19, 8]]
+    matrix, origins = placed(clouds)
+    model = [c @ matrix[:3, :3].T + matrix[:3, 3] - o for c, o in zip(clouds, origins)]
+    assert max(np.linalg.norm(m, axis=1).max() for m in model) == pytest.approx(0.97, abs=1e-9)
+    assert model[0] == pytest.approx(model[2], abs=1e-9)  # the same from its own origin
+    assert origins[0] == pytest.approx(0) and origins[2] == pytest.approx(matrix[0, 0] * np.array([0, 12, 1]))
+
+
+def test_cameras_stand_still_where_following_gains_little():
+    body = np.random.default_rng(3).uniform(-1, 1, (400, 3))
+    clouds = [body, body + [0.6, 0, 0]]
+    matrix, origins = placed(clouds)
+    assert not origins.any()
+    model = np.concatenate(clouds) @ matrix[:3, :3].T + matrix[:3, 3]
+    assert np.linalg.norm(model, axis=1).max() == pytest.approx(0.97, abs=1e-9)
+    assert model.min(0) + model.max(0) == pytest.approx(0, abs=1e-9)

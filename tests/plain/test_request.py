@@ -69,6 +69,8 @@ def test_only_a_smaller_number_of_keys_reduces():
         ({"template": "cube"}, "bad_request", "cube"),
         ({"source": "thoughts"}, "bad_request", "thoughts"),
         ({"world_to_model": ((1.0, 0.0), (0.0, 1.0))}, "bad_request", "4×4"),
+        ({"origins": ((0.0, 0.0, 0.0),)}, "bad_request", "1 origins"),
+        ({"origins": ((0.0, 0.0),) * 2}, "bad_request", "three finite numbers"),
         ({"protocol": protocol.VERSION + 1}, "backend_outdated", str(protocol.VERSION + 1)),
     ],
 )
