@@ -82,6 +82,17 @@ def project(points: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndar
     return pixel[:, :2] / np.maximum(depth, 1e-9)[:, None], depth
 
 
+def look_up(
+    picture: np.ndarray, points: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a view's picture [H, W] holds at the pixels of points [N, 3], their planar depth, and which of them are in it."""
+    pixel, depth = project(points, camera_to_world, intrinsics)
+    column, row = np.floor(pixel).astype(int).T
+    height, width = picture.shape
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (depth > 0)
+    return picture[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)], depth, inside
+
+
 def unproject(depth_planar: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """Points [..., H, W, 3] of planar depths [..., H, W]; meaningless where the depth is 0 (mask them)."""
     origins, directions = rays(camera_to_world, intrinsics, depth_planar.shape[-1])

@@ -44,11 +44,7 @@ def _passed(points: np.ndarray, depth_planar: np.ndarray, capture: Capture) -> n
     passed = np.zeros(len(points), bool)
     for depth, pose, intrinsics in zip(depth_planar, capture.camera_to_world, capture.intrinsics):
         seen = ndimage.minimum_filter(np.where(depth > 0, depth, np.inf), 3, mode="nearest")
-        pixel, z = cameras.project(points, pose, intrinsics)
-        column, row = np.floor(pixel).astype(int).T
-        height, width = depth.shape
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 0)
-        there = seen[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+        there, z, inside = cameras.look_up(seen, points, pose, intrinsics)
         passed |= inside & (there > z + PASSED)
     return passed
 

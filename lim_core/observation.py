@@ -68,11 +68,7 @@ class Observation:
         `tolerance`: inside the object, or simply unseen."""
         hidden = np.ones(len(vertices), bool)
         for depth, pose, intrinsic in zip(self.depth_planar, self.camera_to_world, self.intrinsics, strict=True):
-            pixel, z = cameras.project(vertices, pose, intrinsic)
-            column, row = np.floor(pixel).astype(int).T
-            height, width = depth.shape
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            here = depth[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+            here, z, inside = cameras.look_up(depth, vertices, pose, intrinsic)
             hidden &= ~inside | ((here > 0) & (z > here + tolerance))
         return hidden
 

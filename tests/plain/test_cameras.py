@@ -122,3 +122,12 @@ def test_cameras_stand_still_where_following_gains_little():
     model = np.concatenate(clouds) @ matrix[:3, :3].T + matrix[:3, 3]
     assert np.linalg.norm(model, axis=1).max() == pytest.approx(0.97, abs=1e-9)
     assert model.min(0) + model.max(0) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_picture_is_looked_up_where_points_fall():
+    camera, intrinsics = cameras.look_at(0, 0), cameras.pinhole(8)
+    picture = np.arange(64).reshape(8, 8)
+    middle = np.array([[0.01, 0, -0.01], [9, 0, 0], [0, -9, 0]])
+    value, depth, inside = cameras.look_up(picture, middle, camera, intrinsics)
+    assert value[0] == picture[4, 4] and depth[0] == pytest.approx(cameras.DISTANCE, abs=1e-6)
+    assert inside.tolist() == [True, False, False], "one is beside the picture, one behind the camera"
