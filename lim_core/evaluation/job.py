@@ -106,7 +106,7 @@ def side_by_side(textured: packs.Pack, seen: Capture, home: int) -> list[np.ndar
     size, images = seen.rgba.shape[2], []
     for view in (0, 2):
         camera, intrinsics = seen.camera_to_world[view, None], seen.intrinsics[view, None]
-        pair = seen.rgba[home, view], rays.render(textured, textured.rest, camera, intrinsics, size).rgba[0]
+        pair = seen.rgba[home, view], rays.render(textured, textured.positions(0, 0), camera, intrinsics, size).rgba[0]
         window = pictures.crop(np.stack(pair)[..., 3] > 0)
         images += [pictures.resized(rays.over(image[window]), TILE) for image in pair]
     return images

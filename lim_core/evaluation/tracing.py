@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import cameras, capture, checkpoint, perceptual, pipeline, protocol, request, result, trace
+from .. import cameras, capture, checkpoint, drawn, perceptual, pipeline, protocol, request, result, trace
 from .. import device as devices
 from ..capture import Capture
 from ..data import packs, rays
@@ -301,8 +301,8 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
     for name in ROWS:
         positions, seconds = rows[name]
         error = percent * np.linalg.norm(positions - true, axis=2)
-        drawn = np.concatenate([render(textured, positions[t]) for t in moved])
-        values = metrics.pictures(drawn, images, mask, judge) | {
+        shot = np.concatenate([render(textured, positions[t]) for t in moved])
+        values = metrics.pictures(shot, images, mask, judge) | {
             "track_error": error[moved].mean(),
             "track_error_p95": np.percentile(error[moved], 95),
             "between_error": error[between].mean() if between else np.nan,
@@ -314,7 +314,7 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
         values |= tracking.chamfers(positions[steps], faces, real[steps], real_faces)
         row |= {f"{name}.{m}": None if values[m] is None else float(values[m]) for m in NAMES}
         by_motion[name] = tracking.by_motion(error[moved], motion[moved])
-        sheet[name] = [drawn[i][window] for i in shown]
+        sheet[name] = [shot[i][window] for i in shown]
     line = [pictures.resized(image, scenes.SIZE) for name in ("truth", *SHOWN) for image in sheet[name]]
     return row, line, by_motion
 
@@ -339,12 +339,8 @@ def exhibit(
 
 def painted(found: dict[str, dict[str, np.ndarray]]) -> Pack:
     """A job's textured template as a pack that `rays.render` can draw at any positions."""
-    faces, image = found["surface"]["faces"], found["texture"]["image"]
-    return Pack(
-        name="the traced mesh", faces=faces, uv=found["texture"]["loop_uvs"], face_material=np.zeros(len(faces), int),
-        texture_shape=np.array([image.shape[:2]]), texture_start=np.zeros(1, int), texels=image.reshape(-1, 3),
-        clip_names=("traced",), clip_start=np.array([0, 1]), fps=1.0, rest=found["surface"]["vertices"],
-    )  # fmt: skip
+    mesh, paint = found["surface"], found["texture"]
+    return drawn.textured(mesh["vertices"][None], mesh["faces"], paint["loop_uvs"], paint["image"])
 
 
 def render(textured: Pack, positions: np.ndarray) -> np.ndarray:
@@ -356,6 +352,6 @@ def render(textured: Pack, positions: np.ndarray) -> np.ndarray:
 def texture_psnr(textured: Pack, seen: Capture, home: int) -> float:
     """PSNR of the textured template (`painted`) against the captured views of its keyframe `home`, over the captured foreground."""
     size = seen.rgba.shape[2]
-    drawn = rays.render(textured, textured.rest, seen.camera_to_world, seen.intrinsics, size).rgba
-    pairs = zip(rays.over(drawn), rays.over(seen.rgba[home]), seen.rgba[home, ..., 3] > 0)
+    shot = rays.render(textured, textured.positions(0, 0), seen.camera_to_world, seen.intrinsics, size).rgba
+    pairs = zip(rays.over(shot), rays.over(seen.rgba[home]), seen.rgba[home, ..., 3] > 0)
     return metrics.finite_mean([metrics.psnr(a, b, mask) for a, b, mask in pairs])
