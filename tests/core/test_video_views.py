@@ -199,6 +199,14 @@ def test_what_is_expected_becomes_what_is_there():
     for channel in range(3):
         shown = own[:, :, channel][unsure]
         assert shown.min() > clip[channel].min() - 0.02 and shown.max() < clip[channel].max() + 0.02
+    noisy = made.clone()
+    grain = 0.1 * torch.randn(noisy[:, 1:, :3].shape, generator=torch.Generator().manual_seed(0))
+    noisy[:, 1:, :3] = (noisy[:, 1:, :3] + grain * noisy[:, 1:, 3:4]).clamp(0, 1)
+    errors = [
+        (given[:, 1:, :3] - made[:, 1:, :3])[:, :, :, SIZE // 2, SIZE // 2].std()
+        for given in (noisy, multiview.decide(noisy))
+    ]
+    assert errors[1] < 0.6 * errors[0], "what changes from pixel to pixel was never seen"
     faint = multiview.decide(torch.cat([made[:, :1], 0.3 * made[:, 1:]], 1))
     assert not (faint[:, 1:, 3] > 0.5).any()
 
