@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LIM without a window: `blender -b scene.blend --python blender_addon/headless.py -- --keyframes 1,9,17 --out out.blend`.
 
-With the bpy module instead of a Blender: `python blender_addon/headless.py scene.blend -- --keyframes 1,9,17 …`.
-`-- --help` lists the options; `command_line.py` holds them.
+With the bpy module instead of a Blender: `python blender_addon/headless.py scene.blend --keyframes 1,9,17 …`.
+`--help` after the `--` lists the options; `command_line.py` holds them.
 """
 
 from __future__ import annotations
@@ -33,21 +33,32 @@ def load_package(root: Path | None = None) -> ModuleType:
     return sys.modules[PACKAGE]
 
 
+def arguments(argv: list[str], *, module: bool) -> list[str]:
+    """What is ours of a process's command line: all after “--”, and with the bpy module the file before it as `--input`.
+
+    The module reads no command line: there the first option begins ours where “--” is missing.
+    """
+    if "--" in argv:
+        split = argv.index("--")
+        before, after = argv[1:split], argv[split + 1 :]
+    elif module:
+        split = next((i for i, argument in enumerate(argv) if i and argument.startswith("-")), len(argv))
+        before, after = argv[1:split], argv[split:]
+    else:
+        return []
+    files = [argument for argument in before if not argument.startswith("-")]
+    return ["--input", files[0], *after] if module and files and "--input" not in after else after
+
+
 def main() -> int:
     """Run by the command line of this process; the exit code."""
-    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    before, after = sys.argv[:split], sys.argv[split + 1 :]
     load_package()
     from importlib import import_module
 
     import bpy
 
     command_line = import_module(f"{PACKAGE}.blender_addon.command_line")
-    if not bpy.app.binary_path:
-        files = [argument for argument in before[1:] if not argument.startswith("-")]
-        if files and "--input" not in after:
-            after = ["--input", files[0], *after]
-    return command_line.main(after)
+    return command_line.main(arguments(sys.argv, module=not bpy.app.binary_path))
 
 
 def leave(code: int) -> None:

@@ -816,9 +816,27 @@ def test_fewer_shape_keys_by_panel_and_command_line(addon, cube, scene, blend, f
     assert run(tmp_path, *base, "--max-keys", "1")[1]["code"] == "bad_request"
 
 
+@pytest.mark.parametrize(
+    ("argv", "module", "ours"),
+    [
+        (["headless.py", "a.blend", "--", "--out", "b"], True, ["--input", "a.blend", "--out", "b"]),
+        (["headless.py", "a.blend", "--out", "b"], True, ["--input", "a.blend", "--out", "b"]),
+        (["headless.py", "--video", "c.mp4"], True, ["--video", "c.mp4"]),
+        (["headless.py", "a.blend", "--", "--input", "c.glb"], True, ["--input", "c.glb"]),
+        (["headless.py"], True, []),
+        (["blender", "-b", "a.blend", "--python", "headless.py", "--", "--out", "b"], False, ["--out", "b"]),
+        (["blender", "-b", "a.blend", "--python", "headless.py"], False, []),
+    ],
+)
+def test_what_of_a_command_line_is_ours(argv, module, ours):
+    from lim_for_blender.blender_addon import headless
+
+    assert headless.arguments(argv, module=module) == ours
+
+
 def test_headless_in_a_process_of_its_own(blend, fake, tmp_path):
     out, report = tmp_path / "öut" / "result.blend", tmp_path / "report.json"
-    command = [sys.executable, str(HEADLESS), str(blend), "--", "--keyframes", "1,9", "--inbetweens", "1", "--out", str(out),
+    command = [sys.executable, str(HEADLESS), str(blend), "--keyframes", "1,9", "--inbetweens", "1", "--out", str(out),
                "--glb", str(out.with_suffix(".glb")), "--json", str(report), "--quality", "draft", "--backend", fake("good"),
                "--job", str(tmp_path / "job")]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
