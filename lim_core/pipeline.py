@@ -425,6 +425,7 @@ def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
 
 def trace_template(request: Request, template, surfaces, reporter: Reporter, *, rigid: bool = True):
     """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth.
+
     From the origin of every frame: `placed` puts them together.
 
     Args:
@@ -493,9 +494,9 @@ def fit_capture(
 ):
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
-    `positions` [T, V, 3] from the first keyframe's origin, `confidence` [T, V], `residuals` [K] (mean distance to the captured points, model units) and `misfit`
-    [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted, from their own origins: those of a clip move more
-    evenly in `positions` (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
+    `positions` [T, V, 3] from the first keyframe's origin, `confidence` [T, V], `residuals` [K] (mean distance to the captured
+    points, model units) and `misfit` [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted, from their own
+    origins: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
 
     Args:
         surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
