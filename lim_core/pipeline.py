@@ -59,6 +59,7 @@ from .worker import Reporter
 SURFACE_LEVEL = 15.0  # density (per model unit) of the isosurface: half opaque after 0.05 units
 SURFACE_GRID = 64  # of the canonical surfaces that vertices are matched to
 TEMPLATE_GRID = 128  # of a template taken from the triplane
+RAY_SAMPLES = 64  # along a ray of a view that is rendered: every one and a half cells of a triplane
 PREVIEW_VIEWS = 2
 MADE_UP = 0.05  # what a generated view counts in the texture against the clip itself
 SHARES = {  # of the time of a typical job on a CPU, for the progress bar
@@ -285,7 +286,9 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
             intrinsics = torch.from_numpy(scaled).to(device)
-            colour, _, mask = render_image(lrm.decoder, planes, camera, intrinsics, pixels, samples=64, busy=busy)
+            colour, _, mask = render_image(
+                lrm.decoder, planes, camera, intrinsics, pixels, samples=RAY_SAMPLES, busy=busy
+            )
             rgba = torch.cat([colour, mask[..., None]], -1).clamp(0, 1).mul(255).round().byte().cpu().numpy()
             name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
@@ -355,9 +358,10 @@ def _rendered_positions(lrm, planes: torch.Tensor, views):
     """Ω without captured depth: the triplane's own depth, rendered from the rig and unprojected (section 3.4)."""
     size = views.content.shape[2]
     position, known = torch.zeros_like(views.position), torch.zeros_like(views.depth_known)
+    busy = occupancy(lrm.decoder, planes)
     for v in range(views.content.shape[1]):
         camera, intrinsics = views.camera_to_world[0, v], views.intrinsics[0, v]
-        _, depth, _ = render_image(lrm.decoder, planes, camera, intrinsics, size, samples=lrm.config.ray_samples)
+        _, depth, _ = render_image(lrm.decoder, planes, camera, intrinsics, size, samples=RAY_SAMPLES, busy=busy)
         origins, directions = pixel_rays(camera, intrinsics, size)
         known[0, v] = (depth > 0).float()
         position[0, v] = (origins + depth[..., None] * directions) * known[0, v][..., None]

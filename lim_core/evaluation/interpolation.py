@@ -8,6 +8,7 @@ Rows, four held-out views each:
     flow_rgb  the same without the depth: what an interpolator of pictures gives by itself
     lim       LIM; one more row for each `--ablate NAME=FOLDER`
     anchored  LIM, held to LRM's triplanes where nothing moves (`lim.Anchors`): what a job shows
+    mesh      with `--jobs`: the textured mesh that a job of the two ends makes, half-way between them
     straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
               what can be had without knowing how things move
     oracle    LRM on the true middle
@@ -24,14 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import checkpoint, perceptual
+from .. import checkpoint, perceptual, pipeline, request
 from .. import device as devices
 from ..data import packs
 from ..errors import LimError
 from ..images import Views
 from ..lim import LIM, Anchors
 from ..lrm import LRM
-from . import flow, metrics, pictures, scenes, speed
+from . import flow, metrics, pictures, scenes, speed, tracing
 from .scenes import Span
 
 SHOWN = 4  # triplets of a figure that nobody chose
@@ -58,24 +59,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", default="", metavar="FILE", help="picture of the triplets, or of the liveliest four"
     )
+    parser.add_argument(
+        "--jobs", action="store_true", help="the row mesh: a whole job for every triplet, kept in OUT/jobs (slow)"
+    )
     parser.add_argument("--memory", action="store_true", help="measure the peak memory of 4 and of 32 in-betweens too")
+
+
+Middle = torch.Tensor | tuple[packs.Pack, np.ndarray]  # a triplane, or a textured mesh and its vertices [V, 3]
 
 
 @dataclasses.dataclass
 class Networks:
-    """What predicts: the pair that is measured, the ablations' pairs by name, and an interpolator of pictures if given."""
+    """What predicts: the pair that is measured, the ablations' pairs by name, an interpolator of pictures if given, and the
+    folder of the jobs if their meshes are measured too."""
 
     lrm: LRM
     lim: LIM
     ablations: dict[str, tuple[LRM, LIM]]
     interpolator: flow.FrameInterpolator | None
+    jobs: Path | None = None
+    weights: str = ""
 
     @property
     def rows(self) -> tuple[str, ...]:
-        return ("linear", "flow", "flow_rgb", "lim", "anchored", *self.ablations, "straight", "oracle")
+        mesh = ("mesh",) if self.jobs else ()
+        return ("linear", "flow", "flow_rgb", "lim", "anchored", *self.ablations, *mesh, "straight", "oracle")
 
-    def decoder(self, row: str) -> torch.nn.Module:
-        return self.ablations.get(row, (self.lrm,))[0].decoder
+    def render(
+        self, row: str, middle: Middle, size: int | None = None, views: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Held-out views float [V, H, W, 3] of a row's middle, on white, and what it covers there, bool [V, H, W]."""
+        if isinstance(middle, torch.Tensor):
+            decoder = self.ablations.get(row, (self.lrm,))[0].decoder
+            images, _, mask = scenes.render(decoder, middle, size, views=views)
+            return images.clip(0, 1), mask > 0.5
+        textured, vertices = middle
+        drawn = scenes.truth(textured, vertices, vertices, size, views)
+        return drawn.images, drawn.mask
 
 
 class Triplet:
@@ -86,9 +106,9 @@ class Triplet:
     """
 
     def __init__(self, span: Span, size: int, pixels: int | None = None):
-        self.size = size
-        pack = packs.load(span.path)
-        positions = span.positions(pack, (0, 0.5, 1))
+        self.span, self.size = span, size
+        self.pack = pack = packs.load(span.path)
+        self.positions = positions = span.positions(pack, (0, 0.5, 1))
         halfway = (positions[0] + positions[2]) / 2
         self.motion = scenes.motion(positions)
         diagonal = np.linalg.norm(np.ptp(positions[0], axis=0))
@@ -106,7 +126,7 @@ class Triplet:
 def evaluate(
     packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, gap: float = 0.4,
     per_clip: int = 2, triplets=(), ablate=(), frame_interpolator: str = "", lpips: str = "", figure: str = "",
-    memory: bool = False,
+    jobs: bool = False, memory: bool = False,
 ) -> dict:  # fmt: skip
     """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
@@ -114,7 +134,7 @@ def evaluate(
         LimError: `bad_request` for an impossible option, `bad_pack` where nothing can be measured.
     """
     out, device = Path(out), torch.device(device)
-    networks = load(weights, ablate, frame_interpolator, device)
+    networks = load(weights, ablate, frame_interpolator, device, out / "jobs" if jobs else None)
     judge = perceptual.load(lpips).to(device) if lpips else None
     size = networks.lrm.config.image_size
     skipped: list[dict] = []
@@ -126,13 +146,14 @@ def evaluate(
     for span in chosen:
         with scenes.skipping(skipped, span.asset):
             seen = Triplet(span, size)
-            planes, took = predict(networks, seen, device)
+            middles, took = predict(networks, seen, device)
             row = {"asset": span.asset, "clip": span.clip_name, "start": span.start / span.fps}
             row |= {"motion": seen.motion, "bend": seen.bend}
             shown = []
             for name in networks.rows:
-                images = scenes.render(networks.decoder(name), planes[name])[0].clip(0, 1)
+                images, solid = networks.render(name, middles[name])
                 measured = metrics.pictures(images, seen.real.images, seen.real.mask, judge)
+                measured["mask_iou"] = float(np.mean([metrics.iou(a, b) for a, b in zip(solid, seen.real.mask)]))
                 row |= {f"{name}.{key}": value for key, value in measured.items()}
                 shown.append(images[0])
             row["seconds"] = took
@@ -161,7 +182,9 @@ def evaluate(
     return summary
 
 
-def load(weights: str, ablate, frame_interpolator: str, device: torch.device) -> Networks:
+def load(
+    weights: str, ablate, frame_interpolator: str, device: torch.device, jobs: Path | None = None
+) -> Networks:  # fmt: skip
     """The networks of a weights folder and of the ablations NAME=FOLDER.
 
     Raises:
@@ -170,7 +193,7 @@ def load(weights: str, ablate, frame_interpolator: str, device: torch.device) ->
     folders = checkpoint.folders(weights)
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     interpolator = flow.load(frame_interpolator, device) if frame_interpolator else None
-    networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator)
+    networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator, jobs, weights)
     for text in ablate:
         name, _, folder = text.rpartition("=")  # a name may hold an equals sign itself: blocks=3
         if not name or name in networks.rows:
@@ -182,8 +205,8 @@ def load(weights: str, ablate, frame_interpolator: str, device: torch.device) ->
     return networks
 
 
-def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.Tensor], float]:
-    """Every row's triplane of the middle, and the seconds of LIM's one."""
+def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle], float]:
+    """Every row's middle, and the seconds of LIM's one."""
     lrm, first, last = networks.lrm, seen.views(0, device), seen.views(2, device)
     start, features = lrm(first)
     half = torch.tensor([0.5], device=device)
@@ -195,7 +218,7 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.
     seconds = time.monotonic() - started
     end = lrm(last)[0]
     middle = flow.between(seen.capture, 0, 2, 0.5, networks.interpolator)
-    planes = {
+    middles: dict[str, Middle] = {
         "linear": (start + end) / 2,
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
         "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
@@ -206,15 +229,34 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, torch.
     }
     for name, (own, lim) in networks.ablations.items():
         given = features if own is lrm else own(first)[1]
-        planes[name] = lim(given, lim.condition(last), half)[0]
-    return planes, seconds
+        middles[name] = lim(given, lim.condition(last), half)[0]
+    if networks.jobs:
+        middles["mesh"] = delivered(seen, networks.jobs, networks.weights, device)
+    return middles, seconds
+
+
+def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pack, np.ndarray]:
+    """The textured mesh of a job (draft quality) whose keyframes are a triplet's ends, and its vertices half-way [V, 3].
+
+    Args:
+        jobs: the job's folder is kept in here.
+    """
+    job = jobs / f"{seen.span.asset}_{seen.span.clip}_{seen.span.start:g}"
+    size, extra, texture_size, faces = request.QUALITIES["draft"]
+    asked = request.Request(
+        keyframes=(0.0, 2.0), inbetweens=1, image_size=size, views=4 + extra, template_faces=faces,
+        texture_size=texture_size, weights=weights, name=seen.span.asset,
+    )  # fmt: skip
+    asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
+    found = pipeline.run(job, asked, device, tracing.Silent(machine=False))
+    return tracing.painted(found), tracing.in_world(asked, found["fit"]["positions"][1])
 
 
 def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
     """The means of every row, how much of the gap from linear to oracle LIM closes, and the same for the liveliest third."""
 
     def table(some: list[dict]) -> dict:
-        return {name: {m: metrics.mean(some, f"{name}.{m}") for m in metrics.PICTURE} for name in names}
+        return {name: {m: metrics.mean(some, f"{name}.{m}") for m in (*metrics.PICTURE, "mask_iou")} for name in names}
 
     lively = sorted(rows, key=lambda row: -row["motion"])[: max(1, len(rows) // 3)]
     found, high = table(rows), table(lively)
@@ -259,10 +301,8 @@ def draw(networks: Networks, spans: list[Span], device) -> Image.Image:
     lines = []
     for span in spans:
         seen = Triplet(span, networks.lrm.config.image_size, FIGURE_SIZE)
-        planes, _ = predict(networks, seen, device)
-        shown = [
-            scenes.render(networks.decoder(name), planes[name], FIGURE_SIZE, views=1)[0][0] for name in networks.rows
-        ]
+        middles, _ = predict(networks, seen, device)
+        shown = [networks.render(name, middles[name], FIGURE_SIZE, 1)[0][0] for name in networks.rows]
         ends = [end.images[0] for end in seen.outer]
         part = pictures.crop(np.stack([seen.real.mask[0], *(end.mask[0] for end in seen.outer)]))
         images = [pictures.resized(image[part], FIGURE_SIZE) for image in (*ends, *shown, seen.real.images[0])]

@@ -210,7 +210,7 @@ def test_interpolation_runs_to_a_summary(tmp_path, pack_folder, foggy_weights, c
     out, figure = tmp_path / "out", tmp_path / "figure.png"
     span = scenes.spans(pack_folder, 0.4, 2, [])[1]
     arguments = ["--triplet", span.name, "--figure", str(figure)]
-    arguments += ["--ablate", f"same={foggy_weights}", "--ablate", f"blocks=1={tmp_path / 'shallow'}"]
+    arguments += ["--jobs", "--ablate", f"same={foggy_weights}", "--ablate", f"blocks=1={tmp_path / 'shallow'}"]
     summary, rows = run("interpolation", pack_folder, out, foggy_weights, *arguments)
     assert list(summary["rows"]) == [
         "linear",
@@ -220,16 +220,24 @@ def test_interpolation_runs_to_a_summary(tmp_path, pack_folder, foggy_weights, c
         "anchored",
         "same",
         "blocks=1",
+        "mesh",
         "straight",
         "oracle",
     ]
     assert summary["triplets"] == len(rows) == 1 and rows[0]["asset"] == span.asset
     # The same weights give the same numbers, other weights give others.
     assert summary["rows"]["same"] == summary["rows"]["lim"] != summary["rows"]["blocks=1"]
+    # The job's mesh is fitted to the captured depth: it lies right whatever the networks are.
+    assert summary["rows"]["mesh"]["psnr"] > summary["rows"]["oracle"]["psnr"] + 3
+    seen = interpolation.Triplet(span, TINY.image_size)
+    mesh, vertices = interpolation.delivered(seen, out / "jobs", str(foggy_weights), "cpu")
+    surface = metrics.sample_surface(vertices, mesh.faces, 2000)
+    moments = [metrics.sample_surface(true, seen.pack.faces, 2000) for true in seen.positions]
+    assert np.argmin([metrics.chamfer(surface, moment) for moment in moments]) == 1
     assert set(summary["gap_closed"]) == {"psnr", "psnr_fg"} and summary["rows"]["lim"]["lpips"] is None
     assert 0 < summary["seconds"][f"per_frame_of_{speed.BATCH}"] and summary["seconds_per_frame"] > 0
     with Image.open(figure) as picture:
-        assert picture.width > 9 * interpolation.FIGURE_SIZE
+        assert picture.width > 10 * interpolation.FIGURE_SIZE
 
 
 def test_gap_closed_is_the_share_of_the_way_to_the_oracle():
