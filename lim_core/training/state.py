@@ -26,10 +26,24 @@ from torch import Tensor, nn
 from .. import checkpoint, config
 from ..config import ModelConfig
 from ..errors import LimError, from_os_error
+from ..lim import LIM
+from ..lrm import LRM
 from . import logs
 
 RUN, STATE = "run.json", "state.safetensors"
-LOCAL = ("out", "cache", "watch_cache", "start", "lrm", "lrm_rgb", "perceptual", "encoder", "call_minutes", "benchmark")
+LOCAL = (
+    "out",
+    "cache",
+    "watch_cache",
+    "start",
+    "start_lrm",
+    "lrm",
+    "lrm_rgb",
+    "perceptual",
+    "encoder",
+    "call_minutes",
+    "benchmark",
+)
 """Arguments that say where and in how many calls a run was made, not what it learnt."""
 
 
@@ -103,6 +117,27 @@ def begin_from(model: nn.Module, folder: str) -> None:
         raise LimError("weights_broken", _mismatch(folder, network, found, model.config), "Use its preset.") from None
     if network == "lrm" and model.canonical:  # colours say nothing of motion
         model.decoder.forget_content()
+
+
+@torch.no_grad()
+def follow(model: LIM, before: LRM, now: LRM, rgb: LRM | None) -> None:
+    """Add to an interpolator what has changed in the weights that it took over from its reconstructor (`LIM.initialise_from`).
+
+    It then reads the new one about as well as it read the old one, without training.
+
+    Args:
+        before, now: the reconstructor that it stood on, and the one that it is to stand on; rgb: as in `initialise_from`.
+    """
+    network = "lim-xyz" if model.canonical else "lim"
+    ends = []
+    for reconstructor in (before, now):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what is not taken over is then the same in both
+            end = checkpoint.build(network, model.config)
+        end.initialise_from(reconstructor, rgb)
+        ends.append(end.state_dict())
+    for name, weight in model.state_dict().items():
+        weight += ends[1][name] - ends[0][name]
 
 
 def regrid(weights: dict[str, Tensor], found: ModelConfig, wanted: ModelConfig) -> dict[str, Tensor]:

@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--encoder", default="", help="lrm, lrm-xyz of a preset with DINOv2: folder of its weights")
     p.add_argument("--lrm", default="", help="lim: frozen LRM; lim-xyz: frozen LRM of the canonical twin")
     p.add_argument("--lrm-rgb", default="", help="lim-xyz: RGB LRM folder whose picture encoder it starts from")
+    p.add_argument(
+        "--start-lrm", default="", help="lim, lim-xyz: folder of the LRM that --start stood on; follows it to --lrm"
+    )
     p.add_argument("--batch", type=int, default=8, help="scenes in a step, over all processes")
     p.add_argument("--rays", type=int, default=384, help="target rays per scene")
     p.add_argument("--lr", type=float, default=1.2e-3)
@@ -153,7 +156,6 @@ def build(args, where: torch.device) -> Networks:
             state.same_size(args.lrm_rgb, rgb.config, frozen.config)
         model = checkpoint.build(args.network, frozen.config)
         model.initialise_from(frozen.cpu(), rgb)
-        frozen.to(where)
     else:
         model = checkpoint.build(args.network, config.changed(config.PRESETS[args.preset](), args.settings))
     if args.encoder:
@@ -162,12 +164,19 @@ def build(args, where: torch.device) -> Networks:
         model.encoder.dino.read(args.encoder)
     if args.start:
         state.begin_from(model, args.start)
+    if args.start_lrm:
+        if not (interpolates and args.start):
+            raise LimError("bad_request", "--start-lrm says what an interpolator's --start stood on.", "Give both.")
+        before = checkpoint.load(args.start_lrm, twin).with_lim_blocks(frozen.config.lim_blocks)
+        state.same_size(args.start_lrm, before.config, frozen.config)
+        state.follow(model, before, frozen.cpu(), rgb)
     size = model.config.image_size
     if args.perceptual and not SMALLEST <= args.perceptual_patch <= size:
         raise LimError("bad_request", f"--perceptual-patch must lie between {SMALLEST} and {size}, the views' size.")
     perceptual = load_perceptual(args.perceptual).to(where) if args.perceptual and not canonical else None
     weights = LossWeights(causal=args.causal, render=args.render, perceptual=args.perceptual_weight)
     drop_depth = 0.0 if canonical else args.drop_depth  # the twin reads canonical coordinates from their positions
+    frozen = frozen.to(where) if frozen is not None else None
     return Networks(model.to(where).train(), frozen, canonical, weights, drop_depth, perceptual)
 
 

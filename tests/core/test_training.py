@@ -368,6 +368,25 @@ def test_training_starts_from_half_precision_weights(tmp_path, cache, tiny_weigh
         torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3)
 
 
+def test_an_interpolator_follows_its_reconstructor(tmp_path, cache, tiny_weights):
+    torch.manual_seed(1)
+    before, now = checkpoint.load(tiny_weights / "lrm", "lrm"), checkpoint.build("lrm", TINY).eval()
+    stood, expected = (checkpoint.build("lim", TINY).eval() for _ in range(2))
+    stood.initialise_from(before)
+    expected.initialise_from(now)
+    checkpoint.save(tmp_path / "now", "lrm", now, {})
+    checkpoint.save(tmp_path / "stood", "lim", stood, {})
+    more = ["--start", str(tmp_path / "stood"), "--lrm", str(tmp_path / "now"), "--lr", "1e-9"]
+    out = run(tmp_path / "run", cache, "lim", *more, "--start-lrm", str(tiny_weights / "lrm"), steps=1)
+    found, kept = checkpoint.load(out / "checkpoint", "lim").state_dict(), stood.state_dict()
+    taken_over = ("encoder.", "pillars.", "plane_tokens.", "refine.", "blocks.", "head.")
+    for name, weight in expected.state_dict().items():
+        wanted = weight if name.startswith(taken_over) else kept[name]
+        torch.testing.assert_close(found[name], wanted, atol=2e-3, rtol=2e-3, msg=name)
+    with pytest.raises(LimError, match="--start-lrm says what"):
+        run(tmp_path / "other", cache, "lim", "--lrm", str(tmp_path / "now"), "--start-lrm", str(tiny_weights / "lrm"))
+
+
 @pytest.mark.parametrize("network", ["lrm", "lim"])
 def test_a_coarse_network_is_the_start_of_a_finer_one(tiny_weights, network):
     """The finer planes are the coarse ones resampled, as nearly as a network that is not trained can know."""
