@@ -182,9 +182,7 @@ def evaluate(
     return summary
 
 
-def load(
-    weights: str, ablate, frame_interpolator: str, device: torch.device, jobs: Path | None = None
-) -> Networks:  # fmt: skip
+def load(weights: str, ablate, frame_interpolator: str, device: torch.device, jobs: Path | None = None) -> Networks:
     """The networks of a weights folder and of the ablations NAME=FOLDER.
 
     Raises:
