@@ -129,9 +129,13 @@ class LIM(nn.Module):
         features: Features,
         condition: tuple[Tensor, Tensor | None],
         alpha: Float[Tensor, " B"],
+        shown: Views | None = None,
     ) -> tuple[Float[Tensor, "B 3 C R R"], Features]:
         """T̂ at `alpha` between the features' time (0) and the condition's (1), and LIM's own features there.
 
+        Args:
+            shown: what is known to be seen at `alpha` (moved.py, or a fitted mesh drawn there): its evidence then takes the place
+                of the advanced one.
         Raises:
             LimError: alpha outside [0, 1], or features of a network of another size.
         """
@@ -154,7 +158,10 @@ class LIM(nn.Module):
         triplane, planes = self.head(x), None
         if target is not None:
             ends = (planes.expand(batch, -1, -1, -1, -1) for planes in (features.planes, target))
-            planes = self.advance(triplane, *ends, alpha)
+            if shown is not None:
+                planes = self.pillars(fuse(shown, self.config.plane_size))
+            else:
+                planes = self.advance(triplane, *ends, alpha)
             triplane = self.refine(triplane, planes)
         return triplane, Features(features.entering.expand(batch, -1, -1), outputs, planes)
 
