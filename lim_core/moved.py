@@ -20,6 +20,8 @@ from embreex.rtcore_scene import EmbreeScene
 from . import cameras, surface
 from .capture import Capture
 from .data.rays import Eyes
+from .errors import LimError
+from .images import Views
 from .point_motion import Cloud, Field, Held, Motion, carried, hold
 
 JUMP = 6.0  # pixels' width: a larger step in depth between two pixels is an edge of the object
@@ -82,6 +84,8 @@ def cloud(sheet: Sheets, controls: int, device, seed: int = 0) -> Cloud:
     """Points of a sheet, drawn as in training: pixel by pixel, the controls among them; they repeat where it has fewer."""
     rng = np.random.default_rng(seed)
     sound = np.flatnonzero(np.abs(sheet.normals).sum(1) > 0)
+    if not len(sound):
+        raise LimError("empty_surface", "A keyframe shows no surface.", "Choose another keyframe, or look at its capture.")
     count = CONTROLS_PER_POINT * controls
     chosen = sound[rng.permutation(len(sound))[:count]]
     chosen = np.resize(chosen, count)
@@ -99,13 +103,14 @@ class Between:
 
     @torch.no_grad()
     def __init__(self, motion: Motion, capture: Capture, first: int, last: int, size: int):
-        """size: pixels of the pictures that are drawn."""
+        """size: pixels of the pictures that are drawn.
+
+        Raises:
+            LimError: `empty_surface`, a keyframe shows nothing, or the capture has no depth.
+        """
         device = next(motion.parameters()).device
         self.motion, self.capture, self.size, self.device = motion, capture, size, device
         self.sheets = [sheets(capture, k, size) for k in (first, last)]
-        self.known = all(len(s.faces) > 0 and np.abs(s.normals).sum() > 0 for s in self.sheets)
-        if not self.known:
-            return
         self.fields: tuple[Field, Field] = motion(*(cloud(s, motion.config.controls, device) for s in self.sheets))
         self.held = [self._held(field, sheet) for field, sheet in zip(self.fields, self.sheets)]
 
@@ -148,6 +153,10 @@ class Between:
         rgba, depth = merge(ends[0], ends[1], alpha)
         shape = (1, len(camera), size, size)
         return Capture(rgba.reshape(*shape, 4), depth.reshape(shape), camera, lens, len(camera))
+
+    def views_at(self, alpha: float) -> Views:
+        """The same as the networks see it."""
+        return self.capture_at(alpha).network_views(0, self.size, self.device)
 
 
 def merge(first: np.ndarray, last: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ from .arap import Arap
 from .capture import Capture
 from .errors import LimError
 from .images import pixel_rays
-from .lim import Anchors
+from .lim import ENDS, Anchors
 from .observation import most_open
 from .render import occupancy, render_image
 from .request import Request
@@ -262,7 +262,7 @@ def interpolated(
             start, features = end if pair is not None else lrm(capture.network_views(k, size, device))
             following = capture.network_views(k + 1, size, device)
             end, condition = lrm(following), lim.condition(following)
-            anchors = Anchors(lim, features, condition, start, end[0]) if anchored else None
+            anchors = Anchors(lim(features, condition, start.new_tensor(ENDS))[0], start, end[0]) if anchored else None
             pair = k
         if alpha in (0, 1):
             yield end[0] if alpha else start
