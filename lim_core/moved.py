@@ -11,6 +11,7 @@ Arrays are numpy, model space [-1, 1]³; the network runs where its weights are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from .capture import Capture
 from .data.rays import Eyes
 from .errors import LimError
 from .images import Views
-from .point_motion import Cloud, Field, Held, Motion, carried, hold
+from .point_motion import Cloud, Field, Held, Motion, carried, hold, rotate
 
 JUMP = 6.0  # pixels' width: a larger step in depth between two pixels is an edge of the object
 AGREE = 0.06  # model units between the depths of both ends, below which they are of one surface
 UNSURE = 0.08  # model units of expected error at which a lone end's word counts half
-CONTROLS_PER_POINT = 4
+POINTS_PER_CONTROL = 4
+SURE_SCATTER = 0.05  # model units of expected error at which a control's word counts half
+SURE_CYCLE = 0.08  # the same of what is missed on the way there and back
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def cloud(sheet: Sheets, controls: int, device, seed: int = 0) -> Cloud:
     sound = np.flatnonzero(np.abs(sheet.normals).sum(1) > 0)
     if not len(sound):
         raise LimError("empty_surface", "A keyframe shows no surface.", "Choose another keyframe, or look at its capture.")
-    count = CONTROLS_PER_POINT * controls
+    count = POINTS_PER_CONTROL * controls
     chosen = sound[rng.permutation(len(sound))[:count]]
     chosen = np.resize(chosen, count)
 
@@ -96,6 +99,39 @@ def cloud(sheet: Sheets, controls: int, device, seed: int = 0) -> Cloud:
     return Cloud(
         tensor(sheet.points), tensor(sheet.normals), tensor(sheet.colours), torch.arange(controls, device=device)[None]
     )
+
+
+class FieldMatches:
+    """Where the motion network believes the vertices of one keyframe are at the times of an interval (as `trace.Matches`).
+
+    Shapes: N controls, A times of the interval, the vertices' own keyframe first.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], faces: np.ndarray | None = None):
+        """arrays: of `Between.arrays`; faces: [F, 3] of the mesh whose vertices will be asked for: their normals tell the sides of
+        a sheet apart."""
+        self.times = len(arrays["place"])
+        self.faces = faces
+        self.place, self.turn = (torch.from_numpy(arrays[name])[:, None] for name in ("place", "turn"))
+        start, normal, self.sure = (torch.from_numpy(arrays[name])[None] for name in ("start", "normal", "sure"))
+        empty = start.new_zeros(1)
+        self.field = Field(start, normal, start, start, self.turn[0], self.sure, empty, (empty, empty))
+
+    def moved(self, vertices: np.ndarray, *, end: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """positions [A, V, 3] float64 and confidence [A, V] at every time, for vertices [V, 3] at the first; with `end` at the
+        first and the last only."""
+        points = torch.from_numpy(np.ascontiguousarray(vertices, np.float32))[None]
+        normals = None
+        if self.faces is not None:
+            normals = torch.from_numpy(surface.vertex_normals(vertices, self.faces).astype(np.float32))[None]
+        held = hold(self.field, points, normals)
+        sure = held.blend(self.sure[..., None])[0, :, 0].numpy()
+        positions, confidence = [np.asarray(vertices, np.float64)], [np.ones(len(vertices))]
+        for time in [self.times - 1] if end else range(1, self.times):
+            way = carried(self.field.start, self.place[time], self.turn[time], held, points)
+            positions.append(way[0].numpy().astype(np.float64))
+            confidence.append(sure)
+        return np.stack(positions), np.stack(confidence)
 
 
 class Between:
@@ -127,6 +163,29 @@ class Between:
         moved = carried(field.start, place, turn, held, torch.from_numpy(sheet.points)[None].to(self.device))
         doubt = held.blend(field.scatter[..., None])[0, :, 0] * way
         return moved[0].cpu().numpy(), doubt.cpu().numpy()
+
+    @torch.no_grad()
+    def arrays(self, end: int, alphas: Sequence[float]) -> dict[str, np.ndarray]:
+        """What `FieldMatches` needs, from the first (0) or the last (1) keyframe outwards.
+
+        Args:
+            alphas: [A] of the interval; of the last keyframe they are taken backwards.
+        Returns:
+            start, normal [N, 3]; place [A, N, 3], turn [A, N, 4] at each time; sure [N] in [0, 1]: near 1 where the network expects a
+            small error and the way back leads to where it began.
+        """
+        field, opposite = self.fields[end], self.fields[1 - end]
+        ways = [alpha if end == 0 else 1 - alpha for alpha in alphas][:: 1 if end == 0 else -1]
+        places, turns = zip(*(self.motion.at(field, torch.full((1,), way, device=self.device)) for way in ways))
+        back = hold(opposite, field.place, rotate(field.turn, field.normal))
+        again = carried(opposite.start, opposite.place, opposite.turn, back, field.place)
+        missed = (again - field.start).norm(dim=-1)
+        sure = 1 / (1 + (field.scatter / SURE_SCATTER) ** 2) / (1 + (missed / SURE_CYCLE) ** 2)
+        return {
+            "start": field.start[0].cpu().numpy(), "normal": field.normal[0].cpu().numpy(),
+            "place": torch.cat(places).cpu().numpy(), "turn": torch.cat(turns).cpu().numpy(),
+            "sure": sure[0].cpu().numpy(),
+        }  # fmt: skip
 
     def capture_at(self, alpha: float) -> Capture:
         """What the rig would show at α, as a capture of that one time."""

@@ -272,3 +272,18 @@ def test_of_two_surfaces_the_surer_or_nearer_one_is_shown():
 def test_held_blends_what_it_gathers():
     held = Held(torch.tensor([[[0, 1]]]), torch.tensor([[[0.25, 0.75]]]))
     assert held.blend(torch.tensor([[[1.0], [3.0]]])).item() == pytest.approx(2.5)
+
+
+def test_matches_carry_any_vertices_both_ways(ends):
+    between = moved.Between(Shifts(), ends, 0, 1, SIZE)
+    vertices, faces = shapes.tube(rings=40, around=20)
+    vertices = vertices * 0.6
+    for end, sign in ((0, 1), (1, -1)):
+        found = moved.FieldMatches(between.arrays(end, [0, 0.25, 1]), faces)
+        own = vertices + end * SHIFT
+        positions, confidence = found.moved(own)
+        ways = [0, 0.25, 1] if end == 0 else [0, 0.75, 1]
+        for position, way in zip(positions, ways):
+            assert np.allclose(position, own + sign * way * SHIFT, atol=1e-5)
+        assert confidence.shape == (3, len(vertices)) and confidence.min() > 0.5
+        assert np.allclose(found.moved(own, end=True)[0][-1], positions[-1])
