@@ -159,7 +159,7 @@ class Between:
         """The points of the first (0) or last (1) keyframe's sheet at α, float32 [P, 3], and their expected error [P]."""
         field, held, sheet = self.fields[end], self.held[end], self.sheets[end]
         way = alpha if end == 0 else 1 - alpha
-        place, turn = self.motion.at(field, torch.full((1,), way, device=self.device))
+        place, turn = self.motion.at(field, torch.full((1,), float(way), device=self.device))
         moved = carried(field.start, place, turn, held, torch.from_numpy(sheet.points)[None].to(self.device))
         doubt = held.blend(field.scatter[..., None])[0, :, 0] * way
         return moved[0].cpu().numpy(), doubt.cpu().numpy()
@@ -176,7 +176,7 @@ class Between:
         """
         field, opposite = self.fields[end], self.fields[1 - end]
         ways = [alpha if end == 0 else 1 - alpha for alpha in alphas][:: 1 if end == 0 else -1]
-        places, turns = zip(*(self.motion.at(field, torch.full((1,), way, device=self.device)) for way in ways))
+        places, turns = zip(*(self.motion.at(field, torch.full((1,), float(way), device=self.device)) for way in ways))
         back = hold(opposite, field.place, rotate(field.turn, field.normal))
         again = carried(opposite.start, opposite.place, opposite.turn, back, field.place)
         missed = (again - field.start).norm(dim=-1)
