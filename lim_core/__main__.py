@@ -6,8 +6,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-from . import __version__, protocol
-from .errors import Cancelled, LimError
+from . import __version__
+from .shared import protocol
+from .shared.errors import Cancelled, LimError
 
 COMMANDS = {
     "run": ("worker", "run a job folder (what Blender starts)"),
