@@ -22,9 +22,8 @@ import bpy
 from ...lim_core.shared import protocol, request
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
 from .. import ids
-from . import backend, job_folders, worker
+from . import backend, capturing, job_folders, worker
 from .asking import Settings, check, space_needed
-from .capturing import background_command, capture_into, capture_spec, fingerprint_of, save_copy
 
 PAUSE = 0.05
 """Seconds that a blocking run sleeps between steps."""
@@ -176,9 +175,9 @@ class Job:
         """Capture the scene, or take the capture that is there; returns the request with its transform, and how much
         of the progress that took."""
         settings = self.settings
-        spec = capture_spec(settings, wanted)
+        spec = capturing.capture_spec(settings, wanted)
         key = ""
-        fingerprint = fingerprint_of(self._scene(), settings)
+        fingerprint = capturing.fingerprint_of(self._scene(), settings)
         if fingerprint is not None:
             key = job_folders.capture_key(spec, fingerprint)
         with_template = wanted.template == "mesh"
@@ -227,7 +226,7 @@ class Job:
         if not self.background:
             self._begin_stage("capture", 0.0)
             yield
-            capture_into(
+            capturing.capture_into(
                 self._scene(), spec, key, self.folder,
                 on_fraction=lambda fraction: self._progress("capture", CAPTURE_SHARE * fraction),
                 is_cancelled=lambda: self._cancelled,
@@ -238,7 +237,7 @@ class Job:
         copy = self.folder / job_folders.SCENE_COPY
         try:
             self._warn_of_unsaved_images()
-            save_copy(copy)
+            capturing.save_copy(copy)
             job_folders.write_json(
                 self.folder / job_folders.SPEC_FILE,
                 {"scene": self.scene_name, "job": str(self.folder), "key": key, "spec": spec},
@@ -246,7 +245,7 @@ class Job:
             yield
             self._begin_stage("capture", 0.0)
             self._child = worker.Worker(
-                background_command(copy, self.folder / job_folders.SPEC_FILE),
+                capturing.background_command(copy, self.folder / job_folders.SPEC_FILE),
                 self.folder,
                 worker.BLENDER,
                 modest=True,

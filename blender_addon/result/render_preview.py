@@ -14,7 +14,7 @@ import numpy as np
 from ...lim_core.shared import cameras, protocol, request
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
 from ..source import evaluated, png
-from ..source.stage import Stage
+from ..source.stage import Stage, carried
 
 SIZE = 320  # pixels; what the sheet and the loop show at most
 SAMPLES = 8
@@ -47,7 +47,7 @@ def render_previews(
     asked = request.read(job)
     frames = asked.frames()
     chosen = list(range(len(frames)) if indices is None else indices)
-    carried = np.array(asked.carried())
+    origins = np.array(asked.carried())
     to_world, intrinsics = cameras.job_cameras(size, asked.views, asked.rig_views)
     views = min(views, asked.views)
     written: list[str] = []
@@ -57,7 +57,7 @@ def render_previews(
             some = chosen[start : start + AT_ONCE]
             with contextlib.ExitStack() as undo:
                 baked = _bake(undo, scene, object, [frames[index] for index in some])
-                to_model = carried(np.array(asked.world_to_model), carried[some])
+                to_model = carried(np.array(asked.world_to_model), origins[some])
                 stage = undo.enter_context(Stage(baked, to_model, size, SAMPLES))
                 for place, index in enumerate(some):
                     stage.show(place, frames[index])

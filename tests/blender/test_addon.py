@@ -276,7 +276,7 @@ def test_a_failing_installer_is_reported(addon, scene, monkeypatch, tmp_path):
         "print('Getting 1 GB'); print(); print('The disk is full.'); print('Free some.'); raise SystemExit(5)"
     )
     monkeypatch.setattr(installing, "may_download", lambda: True)
-    monkeypatch.setattr(operators.backend, "install_command", lambda **options: [sys.executable, str(script)])
+    monkeypatch.setattr(installing.backend, "install_command", lambda **options: [sys.executable, str(script)])
     report = _report_of(bpy.ops.lim.backend_install)
     assert "The disk is full. Free some." in report and "Getting" not in report
     assert not bpy.context.window_manager.lim_job.installing
@@ -997,4 +997,4 @@ def test_importing_a_file_and_running_it(clips, fake, tmp_path):
 
 def test_the_environments_python_gets_what_the_real_backend_reads(tmp_path):
     command = worker.backend_command("python", ids.ROOT, "run", "job", "--follow-stdin")
-    assert "-I" in command and str(ids.ROOT) in command and (ids.ROOT / "lim_core" / "protocol.py").is_file()
+    assert "-I" in command and str(ids.ROOT) in command and (ids.ROOT / "lim_core" / "shared" / "protocol.py").is_file()

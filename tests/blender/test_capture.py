@@ -11,7 +11,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon.source import capture_scene, compat, evaluated, exr, png
+from lim_for_blender.blender_addon.source import capture_scene, compat, evaluated, exr, png, stage
 from lim_for_blender.lim_core.shared import cameras, protocol
 from lim_for_blender.lim_core.shared.errors import Cancelled, LimError
 
@@ -675,7 +675,7 @@ def test_scene_is_as_before(scene, tmp_path, monkeypatch, ending):
         def fail(*arguments, **named):
             raise Broken
 
-        place = (capture_scene, "_frozen_mesh") if "early" in ending else (capture_scene.exr, "read")
+        place = (evaluated, "_frozen_mesh") if "early" in ending else (stage.exr, "read")
         monkeypatch.setattr(*place, fail)
     with expected:
         source = "poses" if ending == "poses" else "objects"

@@ -31,7 +31,7 @@ START = "start position"
 
 RENDER = """
 import sys, numpy as np
-from lim_core.data import packs, rays
+from lim_core.mesh import packs, rays
 pack, wanted, out = packs.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[3]
 seen = [
     rays.render(pack, positions, wanted["camera_to_world"], wanted["intrinsics"], int(wanted["size"]),

@@ -19,10 +19,10 @@ pytest.importorskip("diffusers")
 import clips
 from lim_core.data import cache, sequences
 from lim_core.networks.images import pixel_rays
-from lim_core.shared import cameras, protocol, request
+from lim_core.shared import cameras, protocol, request, video_options
 from lim_core.shared.errors import LimError
 from lim_core.tracking import steady
-from lim_core.video import adapters, body, command_line, multiview, splat, views
+from lim_core.video import adapters, body, multiview, splat, views
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -420,9 +420,9 @@ def test_the_command_line_makes_the_request(tmp_path):
 
     parser = argparse.ArgumentParser()
     parser.add_argument("job")
-    command_line.add_arguments(parser.add_argument_group("a video"))
+    video_options.add_arguments(parser.add_argument_group("a video"))
     args = parser.parse_args([str(tmp_path / "j"), "--video", "clip.mp4", "--step", "2", "--quality", "draft"])
-    command_line.write_request(args)
+    video_options.write_request(args)
     asked = request.read(tmp_path / "j")
     assert asked.video == os.path.abspath("clip.mp4") and asked.video_step == 2 and asked.image_size == 256
     assert asked.weights == "" and asked.name == "clip"
