@@ -8,7 +8,8 @@ def register():
     """Add the panel, the operators, the settings and the command `blender --command lim`."""
     import bpy
 
-    from . import ids, operators, panels, preferences, properties
+    from . import ids
+    from .ui import operators, panels, preferences, properties
 
     global _command
     for module in (properties, preferences, operators, panels):
@@ -24,7 +25,7 @@ def unregister():
     """Stop what runs and remove all that `register` added."""
     import bpy
 
-    from . import operators, panels, preferences, properties
+    from .ui import operators, panels, preferences, properties
 
     global _command
     panels.detach()

@@ -18,11 +18,11 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from torch import Tensor
 
-from .. import cameras
-from ..errors import LimError
-from ..point_motion import Cloud
-from . import packs, rays
-from .packs import Pack
+from ..mesh import packs, rays
+from ..mesh.packs import Pack
+from ..networks.point_motion import Cloud
+from ..shared import cameras
+from ..shared.errors import LimError
 
 VIEW_SIZE = 64  # pixels of the views whose pixels become points
 LARGEST = 60_000  # faces; larger packs cost more time than they teach

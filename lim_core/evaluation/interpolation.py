@@ -27,14 +27,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import checkpoint, moved, perceptual, pipeline, request
-from .. import device as devices
-from ..data import packs
-from ..errors import LimError
-from ..images import Views
-from ..lim import ENDS, LIM, Anchors
-from ..lrm import LRM
-from ..point_motion import Motion
+from ..mesh import packs
+from ..networks import checkpoint, perceptual
+from ..networks import device as devices
+from ..networks.images import Views
+from ..networks.lim import ENDS, LIM, Anchors
+from ..networks.lrm import LRM
+from ..networks.point_motion import Motion
+from ..shared import request
+from ..shared.errors import LimError
+from ..stages import pipeline
+from ..tracking import moved
 from . import flow, metrics, pictures, scenes, speed, tracing
 from .scenes import Span
 
@@ -88,7 +91,18 @@ class Networks:
     def rows(self) -> tuple[str, ...]:
         mesh = ("mesh",) if self.jobs else ()
         by_motion = ("moved", "lim_moved") if self.motion else ()
-        return ("linear", "flow", "flow_rgb", "lim", "anchored", *by_motion, *self.ablations, *mesh, "straight", "oracle")
+        return (
+            "linear",
+            "flow",
+            "flow_rgb",
+            "lim",
+            "anchored",
+            *by_motion,
+            *self.ablations,
+            *mesh,
+            "straight",
+            "oracle",
+        )
 
     def render(
         self, row: str, middle: Middle, size: int | None = None, views: int | None = None
@@ -227,7 +241,9 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
         "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
         "lim": between,
-        "anchored": Anchors(networks.lim(features, condition, start.new_tensor(ENDS))[0], start, end).hold(between, half),
+        "anchored": Anchors(networks.lim(features, condition, start.new_tensor(ENDS))[0], start, end).hold(
+            between, half
+        ),
         "straight": lrm(seen.views(3, device))[0],
         "oracle": lrm(seen.views(1, device))[0],
     }

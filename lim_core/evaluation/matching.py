@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from .. import checkpoint, moved
-from .. import device as devices
-from ..data import packs, rays
-from ..data.packs import Pack
-from ..point_motion import Motion, carried, hold
+from ..mesh import packs, rays
+from ..mesh.packs import Pack
+from ..networks import checkpoint
+from ..networks import device as devices
+from ..networks.point_motion import Motion, carried, hold
+from ..tracking import moved
 from . import metrics, scenes
 
 POINTS = 512  # of the surface whose places are compared
@@ -38,7 +39,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def evaluate(packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, gap: float = 0.2):
+def evaluate(
+    packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, gap: float = 0.2
+):
     """Measure, write results.csv and summary.json into `out`, and return the summary.
 
     Args:
@@ -47,7 +50,11 @@ def evaluate(packs_folder: str, out: str, *, weights: str = "", device="cpu", li
         LimError: `weights_missing`, `weights_broken`; `bad_pack` where nothing can be measured.
     """
     device = torch.device(device)
-    folder = Path(weights) if (Path(weights) / "config.json").is_file() and weights else checkpoint.folders(weights)["motion"]
+    folder = (
+        Path(weights)
+        if (Path(weights) / "config.json").is_file() and weights
+        else checkpoint.folders(weights)["motion"]
+    )
     network = checkpoint.load(folder, "motion", device)
     rows, skipped = [], []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):

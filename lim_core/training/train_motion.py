@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checkpoint, device
-from ..config import MotionConfig
 from ..data import pairs
 from ..data.pairs import Pair, PairOptions, Side
-from ..errors import LimError
-from ..point_motion import Cloud, Field, Motion, carried, hold, rotate
+from ..networks import checkpoint, device
+from ..networks.config import MotionConfig
+from ..networks.point_motion import Cloud, Field, Motion, carried, hold, rotate
+from ..shared.errors import LimError
 from . import state
 from .logs import Log
 from .train import apply_gradients, make_optimiser, on_terminate
@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--packs", required=True, help="folder of packs (python -m lim_core bake)")
     p.add_argument("--out", required=True, help="run folder; a run that was interrupted goes on from there")
     p.add_argument("--minutes", type=float, default=30.0, help="stop after this long in all, over every resumption")
-    p.add_argument("--steps", type=int, default=0, help="stop after so many steps instead; the curve is then repeatable")
+    p.add_argument(
+        "--steps", type=int, default=0, help="stop after so many steps instead; the curve is then repeatable"
+    )
     p.add_argument("--call-minutes", type=float, default=float("inf"), help="save and return by then")
     p.add_argument("--finish", type=float, default=0.3, help="last share of the time, over which the rate falls")
     p.add_argument("--start", default="", help="checkpoint folder to start the weights from")
@@ -197,7 +199,9 @@ def train(args: argparse.Namespace) -> None:
             sums, window, drawing, logged = {}, 0, 0.0, time.monotonic()
         if over or time.monotonic() - saved > args.save_minutes * 60:
             state.save(out, counters, model, average, optimiser, None)
-            state.save_checkpoint(out / "checkpoint", "motion", config, average, state.record(out, vars(args), counters))
+            state.save_checkpoint(
+                out / "checkpoint", "motion", config, average, state.record(out, vars(args), counters)
+            )
             row = watch(Motion(config).to(where), average, watched)
             log.row("watch", {"step": counters.step, **row})
             state.keep_best(out, row)

@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 # Every call of a function whose signature states shapes is checked against them (test_networks.py has the canary).
 install_import_hook(
-    [f"lim_core.{name}" for name in ("evidence", "images", "lim", "lrm", "render", "triplane")], "beartype.beartype"
+    [f"lim_core.networks.{name}" for name in ("evidence", "images", "lim", "lrm", "render", "triplane")],
+    "beartype.beartype",
 )
 
 import numpy as np
@@ -22,10 +23,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lim_core import cameras, checkpoint, config, protocol, request
-from lim_core.config import ModelConfig
-from lim_core.data import procedural, rays
-from lim_core.images import Views
+from lim_core.data import procedural
+from lim_core.mesh import rays
+from lim_core.networks import checkpoint, config
+from lim_core.networks.config import ModelConfig
+from lim_core.networks.images import Views
+from lim_core.shared import cameras, protocol, request
 
 TINY = ModelConfig(
     image_size=32, patch=8, width=32, heads=2, encoder_blocks=1, blocks=3, lim_blocks=2, plane_tokens=4, upsample=4,

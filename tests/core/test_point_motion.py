@@ -7,16 +7,21 @@ import torch
 import torch.nn.functional as F
 
 import shapes
-from lim_core import cameras, checkpoint, moved
-from lim_core.capture import Capture
-from lim_core.config import MotionConfig
-from lim_core.data import packs, pairs, procedural, rays
-from lim_core.errors import LimError
+from lim_core.data import pairs, procedural
 from lim_core.evaluation import matching
-from lim_core.point_motion import Cloud, Field, Held, Motion, carried, hold, rotate
+from lim_core.job.capture import Capture
+from lim_core.mesh import packs, rays, remesh
+from lim_core.networks import checkpoint
+from lim_core.networks.config import MotionConfig
+from lim_core.networks.point_motion import Cloud, Field, Held, Motion, carried, hold, rotate
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
+from lim_core.tracking import moved
 from lim_core.training import train_motion
 
-TINY = MotionConfig(controls=32, neighbours=4, width=32, heads=2, local_width=8, match_width=16, blocks=1, later_blocks=1)
+TINY = MotionConfig(
+    controls=32, neighbours=4, width=32, heads=2, local_width=8, match_width=16, blocks=1, later_blocks=1
+)
 
 
 def random_cloud(batch: int = 2, points: int = 64, controls: int = 32) -> Cloud:
@@ -138,8 +143,6 @@ def test_pairs_know_the_truth(folder):
 
 def distance_to(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
     """From points [N, 3] to triangles [F, 3, 3], by brute force."""
-    from lim_core import remesh
-
     found = []
     for point in points:
         weights = remesh.closest(np.repeat(point[None], len(corners), 0), corners.astype(np.float64))
@@ -259,7 +262,9 @@ def test_of_two_surfaces_the_surer_or_nearer_one_is_shown():
     def pixel(red: float, doubt: float, depth: float) -> list[float]:
         return [red, 0.0, 0.0, doubt, depth]
 
-    first = np.array([pixel(1, 0.01, 2.0), pixel(1, 0.01, 2.0), pixel(1, 0.5, 2.0), pixel(0, 0, 0), pixel(1, 0.01, 2.0)])
+    first = np.array(
+        [pixel(1, 0.01, 2.0), pixel(1, 0.01, 2.0), pixel(1, 0.5, 2.0), pixel(0, 0, 0), pixel(1, 0.01, 2.0)]
+    )
     last = np.array([pixel(0, 0.01, 2.02), pixel(0, 0.01, 2.5), pixel(0, 0.01, 2.5), pixel(0, 0, 0), pixel(0, 0, 0)])
     rgba, depth = moved.merge(first, last, 0.5)
     assert 120 < rgba[0, 0] < 135 and 2.0 < depth[0] < 2.02, "one surface: the mean"
