@@ -210,7 +210,7 @@ def load(weights: str, ablate, frame_interpolator: str, device: torch.device, jo
     folders = checkpoint.folders(weights)
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     interpolator = flow.load(frame_interpolator, device) if frame_interpolator else None
-    motion = checkpoint.load(folders["motion"], "motion", device) if folders["motion"].is_dir() else None
+    motion = checkpoint.load(folders["motion"], "motion", device) if "motion" in folders else None
     networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator, jobs, weights, motion)
     for text in ablate:
         name, _, folder = text.rpartition("=")  # a name may hold an equals sign itself: blocks=3

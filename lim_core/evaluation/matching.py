@@ -50,11 +50,8 @@ def evaluate(
         LimError: `weights_missing`, `weights_broken`; `bad_pack` where nothing can be measured.
     """
     device = torch.device(device)
-    folder = (
-        Path(weights)
-        if (Path(weights) / "config.json").is_file() and weights
-        else checkpoint.folders(weights)["motion"]
-    )
+    root = Path(weights) if weights else checkpoint.BUNDLED
+    folder = root if (root / "config.json").is_file() else root / "motion"
     network = checkpoint.load(folder, "motion", device)
     rows, skipped = [], []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):

@@ -121,9 +121,11 @@ def load(folder: str | Path, network: str, device: torch.device | str = "cpu") -
 
 
 def folders(weights: str | Path = "") -> dict[str, Path]:
-    """Where each network's checkpoint lies: `<weights>/<network>`, for the bundled weights when empty."""
+    """Where each network's checkpoint lies: `<weights>/<network>`, for the bundled weights when empty; the motion network only where
+    there is one."""
     root = Path(weights) if weights else BUNDLED
-    return {network: root / network for network in (*config.NETWORKS, MOTION)}
+    motion = [MOTION] if (root / MOTION).is_dir() else []  # no job needs it
+    return {network: root / network for network in (*config.NETWORKS, *motion)}
 
 
 # ---- the golden pair -------------------------------------------------------------------------------------------
