@@ -77,7 +77,9 @@ class Settings:
     job: str = ""
     """The job folder itself, instead of one in the cache."""
     clip: str = ""
-    """Which clip of the file plays; the scene holds it, and the file alone does not say it."""
+    """Which clips of the file play; the scene holds them, and the file alone does not say it."""
+    notes: tuple[tuple[str, str, str], ...] = ()
+    """Warnings that are known before the job begins: code, message, hint."""
     video: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """For the source "video": the clip's fields of `request.Request`, from `video` on. The backend reads the clip, and
     the clip decides the keyframes and in-betweens; nothing of the scene is captured."""
@@ -192,6 +194,8 @@ class Job:
         backend.check(settings.backend)
         self._open_folder(wanted)
         job_folders.check_space(self.folder, space_needed(wanted))
+        for code, message, hint in settings.notes:
+            self._emit("warning", code=code, message=message, hint=hint)
         self._check_cancelled()
         yield
 

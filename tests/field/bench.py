@@ -204,6 +204,15 @@ def keyed(owner, path: str, keys: dict[float, object], index: int = -1) -> None:
         owner.keyframe_insert(path, index=index, frame=frame)
 
 
+def fcurves(owner: bpy.types.ID) -> list[bpy.types.FCurve]:
+    """All F-curves of the owner's action (4.4 made actions layered, 5.0 removed `action.fcurves`)."""
+    action = owner.animation_data.action
+    if not hasattr(action, "layers"):
+        return list(action.fcurves)
+    bags = [bag for layer in action.layers for strip in layer.strips for bag in strip.channelbags]
+    return [curve for bag in bags for curve in bag.fcurves]
+
+
 def package():
     """The add-on as the package `lim_for_blender`; a second call gives the same."""
     spec = importlib.util.spec_from_file_location("lim_headless", HEADLESS)

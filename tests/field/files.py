@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bpy
 import numpy as np
 
-from .bench import Bench, glb_times, keyed, matte, new_scene, row
+from .bench import Bench, fcurves, glb_times, keyed, matte, new_scene, row
 
 
 def build_shot() -> None:
@@ -32,3 +34,118 @@ def vfx_shot(bench: Bench) -> tuple[str, bool]:
     assert facts["status"] == "done", facts
     first, last, _ = glb_times(facts["glb"])
     return f".glb from {first:.3f} to {last:.3f} s", bool(np.allclose((first, last), (0, 32 * 1.001 / 24), atol=2e-3))
+
+
+def build_two_movers(path: Path) -> None:
+    """A .glb with a clip for each object: a cube in fast circles and one that sinks."""
+    new_scene(1, 25)
+    for name, x, colour in (("Left", -1.0, (0.8, 0.1, 0.1)), ("Right", 1.0, (0.1, 0.1, 0.8))):
+        bpy.ops.mesh.primitive_cube_add(size=1, location=(x, 0, 0))
+        mover = bpy.context.object
+        mover.name = name
+        mover.data.materials.append(matte(name, colour))
+    left, right = (bpy.data.objects[name] for name in ("Left", "Right"))
+    keyed(left, "location", {1: 0.0, 13: 1.2, 25: 0.0}, index=2)
+    keyed(right, "location", {1: 0.0, 13: -1.2, 25: 0.0}, index=2)
+    bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
+    bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB")
+
+
+def build_scale_swap(path: Path, poses: int = 4, hold: int = 4) -> None:
+    """Stop motion as engines play it: a mesh for each pose, away from the origin, all but one scaled to nothing."""
+    new_scene(1, 1 + hold * (poses - 1))
+    for pose in range(poses):
+        bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=2 + pose % 2, radius=0.6, location=(3, 0, 0))
+        swapped = bpy.context.object
+        swapped.name = f"Pose {pose}"
+        share = pose / (poses - 1)
+        for vertex in swapped.data.vertices:
+            vertex.co = (vertex.co.x * (1 + 0.5 * share), vertex.co.y, vertex.co.z * (1 - 0.4 * share))
+        swapped.data.materials.append(matte(f"clay {pose}", (0.8, 0.45, 0.25)))
+        keyed(swapped, "scale", {1 + hold * k: (1.0, 1.0, 1.0) if k == pose else (0.0, 0.0, 0.0) for k in range(poses)})
+        for curve in fcurves(swapped):
+            for key in curve.keyframe_points:
+                key.interpolation = "CONSTANT"
+    bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
+    bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", export_force_sampling=False)
+
+
+def build_sheets(folder: Path, suffix: str, numbers=range(1, 9), stem: str = "sheet_") -> list[Path]:
+    """Numbered meshes of a sheet that bends upwards, of another topology in each file."""
+    new_scene()
+    files = []
+    for place, number in enumerate(numbers):
+        bpy.ops.mesh.primitive_grid_add(x_subdivisions=8 + 2 * (place % 3), y_subdivisions=6, size=2)
+        sheet = bpy.context.object
+        for vertex in sheet.data.vertices:
+            vertex.co.z = 0.1 * place * vertex.co.x**2
+        sheet.data.materials.append(matte("sheet", (0.2, 0.6, 0.7)))
+        files.append(folder / f"{stem}{number:04d}{suffix}")
+        write_mesh(files[-1])
+        bpy.data.objects.remove(sheet)
+    return files
+
+
+def write_mesh(path: Path) -> None:
+    """Export what is selected by its suffix."""
+    if path.suffix == ".glb":
+        bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
+        bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", use_selection=True)
+    elif path.suffix == ".obj":
+        bpy.ops.wm.obj_export(filepath=str(path), export_selected_objects=True)
+    elif path.suffix == ".ply":
+        bpy.ops.wm.ply_export(filepath=str(path), export_selected_objects=True)
+    else:
+        bpy.ops.wm.stl_export(filepath=str(path), export_selected_objects=True)
+
+
+@row(
+    "a clip per object",
+    "both play: at frame 13 the left one reaches z 0.7…1.7, the right one −1.7…−0.7; no word is missing",
+)
+def two_movers(bench: Bench) -> tuple[str, bool]:
+    build_two_movers(bench.folder / "two_movers.glb")
+    facts = bench.run("--input", bench.folder / "two_movers.glb")
+    result = bench.result(facts)
+    points = result.at(13)
+    spans = [points[points[:, 0] * side > 0][:, 2] for side in (-1, 1)]
+    found = [(float(span.min()), float(span.max())) for span in spans]
+    passed = np.allclose(found, [(0.7, 1.7), (-1.7, -0.7)], atol=0.1) and all(
+        n in facts["clip"] for n in ("Left", "Right")
+    )
+    words = ", ".join(f"z {low:.2f}…{high:.2f}" for low, high in found)
+    return f"{words}; clip {facts['clip']}", bool(passed)
+
+
+@row("stop motion by scale", "each pose where it is shown: at frame 13 x 2.1…3.9, z ±0.36; four keyframes")
+def scale_swap(bench: Bench) -> tuple[str, bool]:
+    build_scale_swap(bench.folder / "scale_swap.glb")
+    facts = bench.run("--input", bench.folder / "scale_swap.glb")
+    result = bench.result(facts)
+    boxes = [np.concatenate(result.box(frame)) for frame in (1, 13)]
+    right = [(2.4, -0.6, -0.6, 3.6, 0.6, 0.6), (2.1, -0.6, -0.36, 3.9, 0.6, 0.36)]
+    passed = np.allclose(boxes, right, atol=0.08) and facts["keyframes"] == [1, 5, 9, 13]
+    return f"at 1 {boxes[0].round(2)}, at 13 {boxes[1].round(2)}; keyframes {facts['keyframes']}", bool(passed)
+
+
+def _sequence(bench: Bench, suffix: str, whole_folder: bool) -> tuple[str, bool]:
+    files = build_sheets(bench.folder, suffix)
+    (bench.folder / "meshes").mkdir()
+    for file in files:
+        for part in bench.folder.glob(f"{file.stem}.*"):
+            part.rename(bench.folder / "meshes" / part.name)
+    facts = bench.run("--input", bench.folder / "meshes" if whole_folder else bench.folder / "meshes" / files[0].name)
+    result = bench.result(facts)
+    depth = [float(np.ptp(result.at(frame), axis=0).min()) for frame in (1, 8)]
+    passed = abs(depth[1] - 0.7) < 0.07 and depth[0] < 0.1 and len(facts["keyframes"]) == 5
+    return f"rises by {depth[0]:.2f} at 1 and {depth[1]:.2f} at 8; keyframes {facts['keyframes']}", passed
+
+
+@row("a folder of numbered meshes", "rises by 0 at frame 1 and by 0.7 at frame 8; five keyframes")
+def mesh_sequence_obj(bench: Bench) -> tuple[str, bool]:
+    return _sequence(bench, ".obj", whole_folder=True)
+
+
+@row("the first of numbered meshes", "rises by 0 at frame 1 and by 0.7 at frame 8; five keyframes")
+def mesh_sequence_ply(bench: Bench) -> tuple[str, bool]:
+    return _sequence(bench, ".ply", whole_folder=False)

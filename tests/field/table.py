@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROWS_IN = ("field.files", "field.scenes", "field.tracking")
+ROWS_IN = ("field.files", "field.swaps", "field.scenes", "field.tracking")
 """The modules that hold rows, in the table's order; one that does not exist is passed over."""
 
 
