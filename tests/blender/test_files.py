@@ -9,9 +9,10 @@ import struct
 import bpy
 import numpy as np
 import pytest
-from field import files
 from lim_for_blender.blender_addon import import_file, keyframes, mesh_sequence
 from lim_for_blender.lim_core.errors import LimError
+
+from field import files
 
 
 def shown(objects, frame: float) -> np.ndarray:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import bpy
 import numpy as np
 import pytest
-from field import swaps
 from lim_for_blender.blender_addon import keyframes, mesh_swaps
+
+from field import swaps
 
 
 def heights(object, frames) -> list[float]:

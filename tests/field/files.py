@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import bpy
 import numpy as np
 
-from .bench import Bench, fcurves, glb_times, keyed, matte, new_scene, row
+from .bench import ROOT, Bench, fcurves, glb_times, keyed, matte, new_scene, row
 
 
 def build_shot() -> None:
@@ -149,3 +150,25 @@ def mesh_sequence_obj(bench: Bench) -> tuple[str, bool]:
 @row("the first of numbered meshes", "rises by 0 at frame 1 and by 0.7 at frame 8; five keyframes")
 def mesh_sequence_ply(bench: Bench) -> tuple[str, bool]:
     return _sequence(bench, ".ply", whole_folder=False)
+
+
+SCREEN = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+from lim_core.video import foreground
+row, column = np.mgrid[0:240, 0:320]
+there = ((column - 160) / 70) ** 2 + ((row - 120) / 50) ** 2 < 1
+green = np.stack([0 * column + 20, 180 + 30 * (column - 160) / 160, 0 * column + 40], -1)
+rgb = np.where(there[..., None], (188, 118, 58), green)
+rgba = np.dstack([rgb, np.full(there.shape, 255)]).astype(np.uint8)
+key, share = foreground.border_colour([rgba])
+alpha = foreground.keyed(rgba, key)[..., 3]
+print((alpha[~there] > 13).mean(), (alpha[there] < 242).mean(), share)
+"""
+
+
+@row("a green screen lit by 180 ± 30", "near 0 % of the screen above alpha 0.05; the object whole")
+def phone(bench: Bench) -> tuple[str, bool]:
+    run = subprocess.run([bench.backend, "-c", SCREEN, ROOT], capture_output=True, text=True, check=True)
+    left, lost, share = map(float, run.stdout.split())
+    return f"{left:.1%} of the screen left, {lost:.1%} of the object lost", left < 0.01 and lost < 0.01 and share > 0.95

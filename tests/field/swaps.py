@@ -119,7 +119,9 @@ def build_mesh_sequence(mode: int, heights=(1.0, 1.4, 0.6, 1.2), streaming: bool
     scene = new_scene(1, 20)
     empty = bpy.data.meshes.new("emptyMesh")
     empty.use_fake_user = True
-    meshes = [] if streaming else [blob(f"scan {k}", height, 2 + k % 2) for k, height in enumerate(heights)]
+    if not streaming:
+        for k, height in enumerate(heights):
+            blob(f"scan {k}", height, 2 + k % 2)
     object = bpy.data.objects.new("Scan", empty)
     scene.collection.objects.link(object)
     with addons_properties():
