@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from mathutils import Matrix
 
 from ..lim_core import cameras, protocol
 from ..lim_core.errors import Cancelled, LimError, from_os_error
-from . import camera_rig, compat, exr, png
+from . import camera_rig, compat, exr, mesh_swaps, png
 from .albedo import GENERATED, AlbedoMaterials
+from .keyframes import GONE, moving_blocks
 
 BACKGROUND = 1e9  # Cycles writes 1e10 where a ray meets nothing
+STILL = 1e-4  # of the source's size: what moves by less stands still
 SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too little
 PHYSICS = {"CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "FLUID", "EXPLODE", "PARTICLE_SYSTEM", "PARTICLE_INSTANCE"}
 FLESHLESS = {"ARMATURE", "EMPTY", "LATTICE"}  # selected, they stand for what hangs on them
@@ -64,6 +67,8 @@ class Captured:
     """Of every keyframe, as in `request.Request`: where the cameras have followed the object to."""
     warnings: list[tuple[str, str, str]]
     """(code of protocol.WARNING_CODES, message, hint)"""
+    still: bool = False
+    """Whether all keyframes look the same: nothing moves."""
 
 
 @dataclasses.dataclass
@@ -74,6 +79,8 @@ class Proxy:
     matrix: np.ndarray
     """[4, 4] float64, mesh to world"""
     colour: tuple[float, float, float, float]
+    name: str = ""
+    """Of the object; empty for an instance."""
 
 
 def capture(
@@ -106,6 +113,8 @@ def capture(
     with contextlib.ExitStack() as undo:
         _make_folder(job)
         proxies = _bake_keyframes(undo, scene, spec, pause)
+        warnings += _unplayed(scene, spec)
+        still = _stands_still(proxies)
         world_to_model, origins = _placement(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
@@ -147,7 +156,7 @@ def capture(
             _save(job / protocol.depth_file(k), depth_planar=depths)
         pause(1.0, "Captured")
     rows, places = (tuple(tuple(float(x) for x in row) for row in array) for array in (world_to_model, origins))
-    return Captured(rows, places, warnings)
+    return Captured(rows, places, warnings, still)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -257,7 +266,7 @@ def _sources(scene: bpy.types.Scene, spec: CaptureSpec) -> list[list[bpy.types.O
 def evaluation(
     scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False
 ) -> Iterator[Callable[[float | None], bpy.types.Depsgraph]]:
-    """Evaluate `objects` as the viewport would, even if they are hidden, excluded, or of no collection of the scene.
+    """Evaluate `objects` as the viewport would, what an add-on swaps included (see `mesh_swaps`), even if they are hidden, excluded, or of no collection of the scene.
 
     Yields a function from a scene frame (None: the current one) to the dependency graph at that frame. Objects whose
     visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at the end.
@@ -277,6 +286,7 @@ def evaluation(
         scene.collection.children.link(collection)
         for other in layer.layer_collection.children:
             other.exclude = other.collection != collection
+        swapped = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
         undo.callback(scene.frame_set, frame[0], subframe=frame[1])
         last: list[int] = []
 
@@ -287,6 +297,8 @@ def evaluation(
                 for step in range(last[-1] + 1 if last else scene.frame_start, whole):
                     scene.frame_set(step)
             scene.frame_set(whole, subframe=part)
+            if moment is not None:
+                swapped(moment)
             last.append(whole)
             layer.update()
             return layer.depsgraph
@@ -346,11 +358,31 @@ def bake(
                 made[key] = _frozen_mesh(shown, depsgraph, rest)
             if made[key] is not None:
                 matrix = np.array(instance.matrix_world, np.float64)
-                proxies.append(Proxy(made[key], matrix, tuple(shown.color)))
+                if _has_area(matrix):
+                    name = "" if instance.is_instance else shown.name_full
+                    proxies.append(Proxy(made[key], matrix, tuple(shown.color), name))
     except BaseException:
         bpy.data.batch_remove([mesh for mesh in made.values() if mesh])
         raise
     return proxies
+
+
+def _has_area(matrix: np.ndarray) -> bool:
+    """Whether an object of this matrix [4, 4] can have a surface; scaled to nothing it has none, wherever it stands."""
+    return np.linalg.svd(matrix[:3, :3], compute_uv=False)[1] > 0
+
+
+def without_vanished(keyframes: list[list[Proxy]]) -> list[list[Proxy]]:
+    """The proxies [K][N] of every keyframe, but for objects scaled down to a thousandth of what they are at another one:
+    stop motion hides the poses that are not shown like that."""
+    sizes: dict[str, float] = {}
+    for proxy in (proxy for proxies in keyframes for proxy in proxies if proxy.name):
+        sizes[proxy.name] = max(sizes.get(proxy.name, 0.0), _scale(proxy))
+    return [[p for p in proxies if not p.name or _scale(p) > GONE * sizes[p.name]] for proxies in keyframes]
+
+
+def _scale(proxy: Proxy) -> float:
+    return float(np.linalg.norm(proxy.matrix[:3, :3], 2))
 
 
 def _frozen_mesh(
@@ -421,12 +453,6 @@ def _bake_keyframes(
             graph = at(None if poses else frame)
             proxies = bake(graph, objects, rest)
             made += dict.fromkeys(proxy.mesh for proxy in proxies)
-            if not proxies:
-                raise LimError(
-                    "empty_mesh",
-                    f"{_names(_shown(spec, k))} has no surface at frame {frame:g}.",
-                    "Check the modifiers and the visibility there, or choose another keyframe.",
-                )
             if poses and spec.align_poses:
                 here, first = (
                     bpy.data.objects[spec.objects[i]].evaluated_get(graph).matrix_world.translation for i in (k, 0)
@@ -434,7 +460,54 @@ def _bake_keyframes(
                 for proxy in proxies:
                     proxy.matrix[:3, 3] += np.array(first, np.float64) - np.array(here, np.float64)
             keyframes.append(proxies)
+    keyframes = without_vanished(keyframes)
+    for k, (frame, proxies) in enumerate(zip(spec.keyframes, keyframes)):
+        if not proxies:
+            raise LimError(
+                "empty_mesh",
+                f"{_names(_shown(spec, k))} has no surface at frame {frame:g}.",
+                "Check the modifiers, the visibility and the scale there, or choose another keyframe.",
+            )
     return keyframes
+
+
+def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str, str]]:
+    """A warning for each add-on that moves the sources where it is enabled, and that is not there."""
+    blocks = moving_blocks({object for objects in _sources(scene, spec) for object in objects})
+    warnings = [
+        (
+            "addon_missing",
+            f"“{name}” is animated by the add-on {addon}, which is not there, and the file does not hold all it needs.",
+            f"Enable {addon}, or turn what it shows into objects, one for each pose.",
+        )
+        for name, addon in mesh_swaps.unread(blocks)
+    ]
+    for block in blocks:
+        roots = {re.match(r"\w*", curve.data_path)[0] for curve in compat.fcurves(block)} - {""}
+        for root in sorted(roots - set(block.bl_rna.properties.keys()) - set(mesh_swaps.ADDONS)):
+            warnings.append(
+                (
+                    "addon_missing",
+                    f"“{block.name}” is keyed on “{root}”, which this Blender does not know.",
+                    "If an add-on moves it, enable that add-on.",
+                )
+            )
+    return warnings
+
+
+def _stands_still(keyframes: list[list[Proxy]]) -> bool:
+    """Whether all keyframes show the same points at the same places."""
+    first = [_surface_points(proxy) for proxy in keyframes[0]]
+    everything = np.concatenate(first)
+    near = STILL * float(np.ptp(everything, axis=0).max())
+    for proxies in keyframes[1:]:
+        if len(proxies) != len(first):
+            return False
+        for before, proxy in zip(first, proxies):
+            points = _surface_points(proxy)
+            if points.shape != before.shape or np.abs(points - before).max() > near:
+                return False
+    return True
 
 
 def _placement(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> tuple[np.ndarray, np.ndarray]:

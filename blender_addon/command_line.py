@@ -48,8 +48,17 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     top.add_argument("--version", action="version", version=f"LIM for Blender {__version__}")
 
     source = top.add_argument_group("source")
-    source.add_argument("--input", default="", metavar="FILE", help="open or import this first: .blend, .glb, …, or a folder of numbered meshes")
-    source.add_argument("--clip", default="", help="clip to play, or several: A,B; default: an import's first that moves, and all that move something else")
+    source.add_argument(
+        "--input",
+        default="",
+        metavar="FILE",
+        help="open or import this first: .blend, .glb, …, or a folder of numbered meshes",
+    )
+    source.add_argument(
+        "--clip",
+        default="",
+        help="clip to play, or several: A,B; default: an import's first that moves, and all that move something else",
+    )
     source.add_argument("--scene", default="", help="scene of the file; default: the active one")
     what = source.add_mutually_exclusive_group()
     what.add_argument("--objects", metavar="A,B", help="objects to capture; default: all that a render would show")

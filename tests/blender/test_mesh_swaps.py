@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import keyframes, mesh_swaps
+from lim_for_blender.blender_addon import capture_scene, job_folders, jobs, keyframes, mesh_swaps
+from lim_for_blender.lim_core import protocol
 
 from field import swaps
 
@@ -139,3 +143,119 @@ def test_other_animation_is_offered_as_before(scene):
     swaps.keyed(bpy.context.object, "location", {k: float(k) for k in range(1, 40)}, index=0)
     assert len(keyframes.default([bpy.context.object], 1, 40)) == 5, "what shrinks slowly is no swap"
     assert np.all(np.diff(keyframes.default([bpy.context.object], 1, 40)) > 5)
+
+
+# ---- in a capture --------------------------------------------------------------------------------------------------
+def captured(tmp_path, keys, name: str = "Blob"):
+    spec = capture_scene.CaptureSpec("objects", (name,), tuple(map(float, keys)), image_size=64, views=1, rig_views=1)
+    found = capture_scene.capture(bpy.context.scene, spec, tmp_path / "job")
+    shown = []
+    for index in range(len(keys)):
+        with np.load(tmp_path / "job" / protocol.depth_file(index), allow_pickle=False) as arrays:
+            shown.append(int((arrays["depth_planar"] > 0).any(2).sum()))  # rows of the picture that show something
+    return found, shown
+
+
+def test_the_capture_shows_each_frames_block_and_leaves_the_object(tmp_path):
+    object = swaps.build_keymesh({1: 1.0, 9: 1.6, 17: 0.5})
+    before = object.data
+    found, rows = captured(tmp_path, (1, 9, 17))
+    assert rows[1] > 1.3 * rows[0] and rows[2] < 0.85 * rows[0]
+    assert object.data == before and found.warnings == [] and not found.still
+
+
+def test_a_block_is_shown_through_an_instanced_collection(tmp_path):
+    object = swaps.build_keymesh({1: 1.0, 9: 1.6})
+    asset = bpy.data.collections.new("Asset")
+    bpy.context.scene.collection.objects.unlink(object)
+    asset.objects.link(object)
+    empty = bpy.data.objects.new("Placed", None)
+    empty.instance_type, empty.instance_collection = "COLLECTION", asset
+    bpy.context.scene.collection.objects.link(empty)
+    _, rows = captured(tmp_path, (1, 9), "Placed")
+    assert rows[1] > 1.3 * rows[0]
+
+
+def test_an_animation_that_needs_an_absent_addon_is_said(tmp_path):
+    object = swaps.build_mesh_sequence(mesh_swaps.EXTEND, streaming=True)
+    object.data = swaps.blob("still", 1.0)
+    found, _ = captured(tmp_path, (1, 9), "Scan")
+    ((code, message, hint),) = found.warnings
+    assert code == "addon_missing" and "Scan" in message and "Stop-motion-OBJ" in message and hint
+    assert found.still
+
+
+def test_a_key_on_what_only_an_addon_knows_is_said(tmp_path):
+    class FieldRig(bpy.types.PropertyGroup):
+        bend: bpy.props.FloatProperty()
+
+    object = swaps.build_keymesh({1: 1.0, 9: 1.6})
+    bpy.utils.register_class(FieldRig)
+    bpy.types.Object.field_rig = bpy.props.PointerProperty(type=FieldRig)
+    swaps.keyed(object.field_rig, "bend", {1: 0.0, 9: 1.0})
+    del bpy.types.Object.field_rig
+    bpy.utils.unregister_class(FieldRig)
+    found, _ = captured(tmp_path, (1, 9))
+    ((code, message, _),) = found.warnings
+    assert code == "addon_missing" and "field_rig" in message and "Blob" in message
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_what_does_not_move_is_said(scene, tmp_path, moves):
+    bpy.ops.mesh.primitive_cube_add()
+    cube = bpy.context.object
+    if moves:
+        swaps.keyed(cube, "rotation_euler", {1: 0.0, 9: 0.05}, index=2)
+    found, _ = captured(tmp_path, (1, 9), cube.name)
+    assert found.still != moves
+    jobs.capture_into(
+        scene, {"source": "objects", "objects": [cube.name], "keyframes": [1.0, 9.0], "image_size": 32, "views": 1,
+                "rig_views": 1}, "key", tmp_path / "job", lambda fraction: None, lambda: False,
+    )  # fmt: skip
+    record = json.loads((tmp_path / "job" / job_folders.CAPTURE_RECORD).read_text(encoding="utf-8"))
+    assert [code for code, *_ in record["warnings"]] == ([] if moves else ["nothing_moves"])
+
+
+def test_what_is_scaled_to_nothing_takes_no_room(scene, tmp_path):
+    for name, x, tiny in (("near", 0.0, 0.0), ("far", 100.0, 1e-5)):
+        bpy.ops.mesh.primitive_cube_add(location=(x, 0, 0))
+        cube = bpy.context.object
+        cube.name = name
+        shown = 1 if name == "near" else 9
+        swaps.keyed(cube, "scale", {frame: (1.0,) * 3 if frame == shown else (tiny,) * 3 for frame in (1, 9)})
+    spec = capture_scene.CaptureSpec("objects", ("near", "far"), (1.0, 9.0), image_size=64, views=1, rig_views=1)
+    found = capture_scene.capture(scene, spec, tmp_path / "job")
+    assert found.world_to_model[0][0] > 0.3, "the cube fills the pictures"
+
+
+def test_keymesh_is_not_started_in_the_other_blender(scene, monkeypatch):
+    def mover(*_):
+        pass
+
+    monkeypatch.setattr(mover, "__module__", "pose_library.gui")
+    loaded = bpy.app.handlers.load_post
+    loaded.append(mover)
+    try:
+        assert "pose_library" not in jobs.addons_that_move_things(), "it loads, and moves nothing from frame to frame"
+    finally:
+        loaded.remove(mover)
+    addons = [SimpleNamespace(module=name) for name in ("bl_ext.user_default.keymesh", "bl_ext.studio.mover")]
+    functions = []
+    for addon in addons:
+        function = lambda *_: None  # noqa: E731
+        function.__module__ = f"{addon.module}.handlers"
+        functions.append(function)
+    repository = SimpleNamespace(module="studio", name="Studio", directory="/studio/add-ons")
+    preferences = SimpleNamespace(addons=addons, extensions=SimpleNamespace(repos=[repository]))
+    monkeypatch.setattr(jobs.bpy, "context", SimpleNamespace(preferences=preferences), raising=False)
+    bpy.app.handlers.frame_change_post.extend(functions)
+    try:
+        names = jobs.addons_that_move_things()
+        assert names == ["bl_ext.studio.mover"]
+        asked = jobs._enabling(names)
+    finally:
+        for function in functions:
+            bpy.app.handlers.frame_change_post.remove(function)
+    compile(asked, "expression", "exec")
+    assert "repos.new(name='Studio', module='studio', custom_directory='/studio/add-ons')" in asked
+    assert "default_set=True" in asked and "keymesh" not in asked
