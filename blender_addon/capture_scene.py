@@ -34,6 +34,7 @@ SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too littl
 PHYSICS = {"CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "FLUID", "EXPLODE", "PARTICLE_SYSTEM", "PARTICLE_INSTANCE"}
 FLESHLESS = {"ARMATURE", "EMPTY", "LATTICE"}  # selected, they stand for what hangs on them
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
+MESHED = {"MESH", "META", *OUTLINES}  # of other types Blender makes no mesh, and prints that as an error
 
 Progress = Callable[[float, str], None]
 
@@ -389,6 +390,8 @@ def _frozen_mesh(
     shown: bpy.types.Object, depsgraph: bpy.types.Depsgraph, rest: dict[str, np.ndarray]
 ) -> bpy.types.Mesh | None:
     """A copy of the evaluated surface; None where there is none (lamps, volumes, wires)."""
+    if shown.type not in MESHED:
+        return None
     try:
         mesh = bpy.data.meshes.new_from_object(shown, preserve_all_data_layers=False, depsgraph=depsgraph)
     except RuntimeError:  # “object does not have geometry data”

@@ -16,6 +16,20 @@ from . import compat, keyframes, mesh_sequence
 STILL = 1e-4  # a curve that changes by less moves nothing that one could see
 CLIPS_NAMED = 8  # in a sentence that lists a file's clips
 MESHOPT = ("its meshes are compressed by meshopt", "copy")
+FOREIGN = {
+    ".glb": ("import_scene", "gltf"),
+    ".gltf": ("import_scene", "gltf"),
+    ".fbx": ("import_scene", "fbx"),
+    ".obj": ("wm", "obj_import"),
+    ".ply": ("wm", "ply_import"),
+    ".stl": ("wm", "stl_import"),
+    ".abc": ("wm", "alembic_import"),
+    ".usd": ("wm", "usd_import"),
+    ".usda": ("wm", "usd_import"),
+    ".usdc": ("wm", "usd_import"),
+    ".usdz": ("wm", "usd_import"),
+}
+"""Suffix of what is imported → the operator of `bpy.ops` that does it."""
 UNDECODED = {
     "EXT_meshopt_compression": MESHOPT,
     "KHR_meshopt_compression": MESHOPT,
@@ -73,6 +87,8 @@ def import_into_scene(path: str) -> Opened:
     file = Path(path).resolve()
     if not file.exists():
         raise LimError("missing_file", f"There is no file “{path}”.", "Choose it again.")
+    if file.suffix.lower() == ".blend":
+        raise LimError("bad_request", f"“{file.name}” is a Blender file.", "Open it, or append its objects.")
     files = sequence_of(file)
     return _sequence(files) if files else _single(file, "")
 
@@ -120,7 +136,7 @@ def _single(file: Path, clip: str) -> Opened:
                 "clips_left_out",
                 f"Of “{file.name}” {_list(opened.clips)} {'plays' if len(opened.clips) == 1 else 'play'}; "
                 f"{_list(left_out)} {'does' if len(left_out) == 1 else 'do'} not.",
-                "Choose another with --clip.",
+                "Choose others with --clip, or in the NLA editor.",
             )
         )
     used = _gltf(file).get("extensionsUsed", ())
@@ -202,23 +218,9 @@ def moves(strip: bpy.types.NlaStrip) -> bool:
 
 def _importers() -> dict:
     """Suffix → operator, for what this build of Blender has."""
-    operators = {
-        ".blend": ("wm", "open_mainfile"),
-        ".glb": ("import_scene", "gltf"),
-        ".gltf": ("import_scene", "gltf"),
-        ".fbx": ("import_scene", "fbx"),
-        ".obj": ("wm", "obj_import"),
-        ".ply": ("wm", "ply_import"),
-        ".stl": ("wm", "stl_import"),
-        ".abc": ("wm", "alembic_import"),
-        ".usd": ("wm", "usd_import"),
-        ".usda": ("wm", "usd_import"),
-        ".usdc": ("wm", "usd_import"),
-        ".usdz": ("wm", "usd_import"),
-    }
     return {
         suffix: getattr(getattr(bpy.ops, module), name)
-        for suffix, (module, name) in operators.items()
+        for suffix, (module, name) in {".blend": ("wm", "open_mainfile"), **FOREIGN}.items()
         if name in dir(getattr(bpy.ops, module))
     }
 

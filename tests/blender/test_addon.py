@@ -18,6 +18,7 @@ from lim_for_blender.blender_addon import (
     command_line,
     ids,
     import_file,
+    importing_source,
     job_folders,
     jobs,
     keyframes,
@@ -103,8 +104,9 @@ def test_register_and_unregister_leave_nothing():
 
 
 def test_every_operator_of_the_list_exists_and_has_a_sentence(addon):
-    assert {cls.bl_idname for cls in operators.CLASSES} == set(ids.OPERATORS)
-    for cls in operators.CLASSES:
+    made = [*operators.CLASSES, importing_source.LIM_OT_import_source]
+    assert {cls.bl_idname for cls in made} == set(ids.OPERATORS)
+    for cls in made:
         known = getattr(bpy.ops.lim, cls.bl_idname.partition(".")[2]).get_rna_type()
         words = known.description
         assert len(words) > 20 and not words.endswith("."), cls

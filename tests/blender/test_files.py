@@ -10,6 +10,7 @@ import bpy
 import numpy as np
 import pytest
 from lim_for_blender.blender_addon import import_file, keyframes, mesh_sequence
+from lim_for_blender.blender_addon import operators as panel_settings
 from lim_for_blender.lim_core.errors import LimError
 
 from field import files
@@ -21,7 +22,7 @@ def shown(objects, frame: float) -> np.ndarray:
     bpy.context.scene.frame_set(whole, subframe=frame - whole)
     graph = bpy.context.evaluated_depsgraph_get()
     points = []
-    for object in objects:
+    for object in (object for object in objects if object.type == "MESH"):
         evaluated = object.evaluated_get(graph)
         matrix = np.array(evaluated.matrix_world)
         points += [matrix[:3, :3] @ np.array(v.co) + matrix[:3, 3] for v in evaluated.to_mesh().vertices]
@@ -169,3 +170,42 @@ def test_textures_that_blender_passes_over_are_said(tmp_path):
     )
     ((code, message, hint),) = import_file.open_or_import(str(path)).notes
     assert code == "missing_texture" and "KTX2" in message and "ktxdecompress" in hint
+
+
+# ---- the panel ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".obj", ".glb", ".abc", ".usda", ".usdc", ".fbx"])
+def test_import_to_mesh_takes_the_file_as_the_source(scene, addon, tmp_path, suffix):
+    path = tmp_path / "ein Ordner é"
+    path.mkdir()
+    if suffix == ".obj":
+        files.build_sheets(path, suffix, numbers=range(5, 11))
+    else:
+        path = path / f"moving{suffix}"
+        files.build_moving(path)
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = 100, 120
+    scene.frame_set(110)
+    bpy.ops.mesh.primitive_cube_add()
+    other = bpy.context.object
+    assert bpy.ops.lim.import_source(filepath=str(path)) == {"FINISHED"}
+    assert (scene.frame_start, scene.frame_end, scene.frame_current) == (100, 120, 110)
+    assert not other.select_get() and scene.lim.source == "SELECTED"
+    settings = panel_settings.settings_from(bpy.context)
+    assert other.name not in settings.objects and settings.objects
+    wanted = (5, 10) if suffix == ".obj" else (1, 13)
+    assert (settings.keyframes[0], settings.keyframes[-1]) == pytest.approx(wanted, abs=1.01)
+    moving = [bpy.data.objects[name] for name in settings.objects]
+    low, high = (shown(moving, frame)[:, 2].max() for frame in (settings.keyframes[0], settings.keyframes[-1]))
+    assert high - low > 0.3, "it moves where the keyframes are"
+
+
+def test_what_cannot_be_imported_is_said_in_the_panel(scene, addon, tmp_path):
+    state = bpy.context.window_manager.lim_job
+    (tmp_path / "x.blend").touch()
+    (tmp_path / "leer").mkdir()
+    for path, words in ((tmp_path / "gone.glb", "no file"), (tmp_path / "x.blend", "Blender file"), (tmp_path / "leer", "no")):
+        with pytest.raises(RuntimeError):
+            bpy.ops.lim.import_source(filepath=str(path))
+        assert words in state.error_text.replace("\n", " ")
+    assert not scene.objects

@@ -259,3 +259,16 @@ def test_keymesh_is_not_started_in_the_other_blender(scene, monkeypatch):
     compile(asked, "expression", "exec")
     assert "repos.new(name='Studio', module='studio', custom_directory='/studio/add-ons')" in asked
     assert "default_set=True" in asked and "keymesh" not in asked
+
+
+def test_a_good_capture_prints_no_error(scene, tmp_path, capfd):
+    """Blender prints “Object does not have geometry data” for each rig and empty that is asked for a mesh."""
+    bpy.ops.object.armature_add()
+    rig = bpy.context.object
+    bpy.ops.mesh.primitive_cube_add()
+    bpy.context.object.parent = rig
+    swaps.keyed(rig, "location", {1: 0.0, 9: 0.3}, index=2)
+    capfd.readouterr()
+    captured(tmp_path, (1, 9), rig.name)
+    printed = capfd.readouterr()
+    assert "Error" not in printed.out + printed.err

@@ -172,3 +172,44 @@ def phone(bench: Bench) -> tuple[str, bool]:
     run = subprocess.run([bench.backend, "-c", SCREEN, ROOT], capture_output=True, text=True, check=True)
     left, lost, share = map(float, run.stdout.split())
     return f"{left:.1%} of the screen left, {lost:.1%} of the object lost", left < 0.01 and lost < 0.01 and share > 0.95
+
+
+def build_moving(path: Path) -> None:
+    """A head that rises and bends from frame 1 to 13, exported by the file's suffix."""
+    scene = new_scene(1, 13)
+    bpy.ops.mesh.primitive_monkey_add(size=1)
+    head = bpy.context.object
+    head.data.materials.append(matte("head", (0.2, 0.5, 0.9)))
+    keyed(head, "location", {1: 0.0, 13: 1.0}, index=2)
+    if path.suffix == ".glb":
+        write_mesh(path)
+    elif path.suffix == ".fbx":
+        bpy.ops.preferences.addon_enable(module="io_scene_fbx")
+        bpy.ops.export_scene.fbx(filepath=str(path))
+    elif path.suffix == ".abc":
+        bend = head.modifiers.new("Bend", "SIMPLE_DEFORM")
+        keyed(bend, "angle", {1: 0.0, 13: 1.0})
+        bpy.ops.wm.alembic_export(filepath=str(path), start=1, end=13, as_background_job=False)
+    else:
+        bpy.ops.wm.usd_export(filepath=str(path), export_animation=True)
+    assert scene is not None
+
+
+def _moving(bench: Bench, suffix: str) -> tuple[str, bool]:
+    build_moving(bench.folder / f"moving{suffix}")
+    facts = bench.run("--input", bench.folder / f"moving{suffix}")
+    result = bench.result(facts)
+    rise = float(result.positions[-1, :, 2].mean() - result.positions[0, :, 2].mean())
+    return f"rises by {rise:.2f} from frame {result.frames[0]:g} to {result.frames[-1]:g}", abs(rise - 1) < 0.05
+
+
+@row("USD text", "rises by 1 from frame 1 to 13")
+def usda(bench: Bench) -> tuple[str, bool]:
+    return _moving(bench, ".usda")
+
+
+@row("Alembic", "rises by 1 from frame 1 to 13 (bent meanwhile)")
+def alembic(bench: Bench) -> tuple[str, bool]:
+    found, _ = _moving(bench, ".abc")
+    rise = float(found.split()[2])
+    return found, abs(rise - 1) < 0.2
