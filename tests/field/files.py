@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import subprocess
 from pathlib import Path
 
 import bpy
 import numpy as np
 
-from .bench import ROOT, Bench, fcurves, glb_times, keyed, matte, new_scene, row
+from .bench import ROOT, Bench, fcurves, glb_times, keyed, matte, new_scene, row, warned
 
 
 def build_shot() -> None:
@@ -213,3 +215,64 @@ def alembic(bench: Bench) -> tuple[str, bool]:
     found, _ = _moving(bench, ".abc")
     rise = float(found.split()[2])
     return found, abs(rise - 1) < 0.2
+
+
+def build_negative() -> None:
+    """A head that nods from frame −20 to 4 at 25 frames a second, with a key between two frames."""
+    new_scene(-20, 4, fps=25)
+    bpy.ops.mesh.primitive_monkey_add(size=1)
+    head = bpy.context.object
+    head.name = "Neg"
+    head.data.materials.append(matte("neg", (0.3, 0.7, 0.2)))
+    keyed(head, "rotation_euler", {-20: 0.0, -7.5: 0.8, 4: 0.0}, index=0)
+
+
+@row(
+    "frames before zero, a key between two frames",
+    ".glb 0…0.96 s; .abc and .usda frames 0…24, at all of which it moves",
+)
+def negative(bench: Bench) -> tuple[str, bool]:
+    build_negative()
+    abc, usd = bench.folder / "out.abc", bench.folder / "out.usda"
+    facts = bench.run_scene("--keyframes", "-20,-7.5,4", "--frame-range", "-20:4", "--export", abc, "--export", usd)
+    truth = bench.result(facts)
+    first, last, _ = glb_times(facts["glb"])
+    words, passed = [f".glb {first:.2f}…{last:.2f} s"], bool(np.allclose((first, last), (0, 0.96), atol=1e-3))
+    for file, importer in ((abc, bpy.ops.wm.alembic_import), (usd, bpy.ops.wm.usd_import)):
+        bpy.ops.wm.read_factory_settings(use_empty=True)
+        bpy.context.scene.render.fps = 25
+        importer(filepath=str(file))
+        scene = bpy.context.scene
+        back = next(object for object in scene.objects if object.type == "MESH")
+        off = []
+        for frame in (0, 12, 24):
+            scene.frame_set(frame)
+            shown = back.evaluated_get(bpy.context.evaluated_depsgraph_get())
+            points = np.array([shown.matrix_world @ vertex.co for vertex in shown.data.vertices])
+            after = int(np.clip(np.searchsorted(truth.frames, frame - 20), 1, len(truth.frames) - 1))
+            share = (frame - 20 - truth.frames[after - 1]) / (truth.frames[after] - truth.frames[after - 1])
+            wanted = truth.positions[after - 1] * (1 - share) + truth.positions[after] * share
+            off.append(float(np.abs(points - wanted).max()))
+        words.append(f"{file.suffix} {scene.frame_start}…{scene.frame_end}, off by {max(off):.4f}")
+        passed &= (scene.frame_start, scene.frame_end) == (0, 24) and max(off) < 0.01
+    return "; ".join(words), passed
+
+
+@row("a compression that Blender does not read", "exit 3, and the command that undoes it")
+def meshopt(bench: Bench) -> tuple[str, bool]:
+    extension = "EXT_meshopt_compression"
+    about = {"asset": {"version": "2.0"}, "extensionsRequired": [extension], "extensionsUsed": [extension]}
+    text = json.dumps(about).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIIII", b"glTF", 2, 20 + len(text), len(text), 0x4E4F534A)
+    (bench.folder / "packed.glb").write_bytes(head + text)
+    facts = bench.run("--input", bench.folder / "packed.glb")
+    return facts["hint"], facts["returncode"] == 3 and "gltf-transform copy" in facts["hint"]
+
+
+@row("a file in which nothing moves", "a warning that says so; no raw errors of Blender's in the log")
+def still_obj(bench: Bench) -> tuple[str, bool]:
+    build_sheets(bench.folder, ".obj", numbers=[1], stem="still")
+    facts = bench.run("--input", bench.folder / "still0001.obj", "--inbetweens", "0")
+    said, raw = warned(facts, "moves between", "stands still"), "geometry data" in facts["printed"]
+    return f"{facts['status']}, {'said' if said else 'not said'}", said and not raw
