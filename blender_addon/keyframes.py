@@ -14,6 +14,8 @@ MOST_BY_DEFAULT = 5
 
 GONE = 1e-3
 """An object scaled below this part of its largest size is not seen."""
+WHOLE = 0.9
+"""From this part of its largest size on, an object that comes up from nothing has come up at once."""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _RANGE = re.compile(rf"^({_NUMBER})(?:-|\.\.|:)({_NUMBER})(?:/({_NUMBER}))?$")
@@ -148,11 +150,15 @@ def _vanishes(block) -> set[float]:
     stepped = all(key.interpolation == "CONSTANT" for curve in curves for key in curve.keyframe_points)
     sizes = [max(abs(curve.evaluate(frame)) for curve in curves) for frame in frames]
     there = [size > GONE * max(sizes) for size in sizes]
-    sudden = [
-        later
-        for before, later, was, now in zip(frames, frames[1:], there, there[1:])
-        if was != now and (stepped or later - before <= 1.001)
-    ]
+    # A file that was sampled has a key at each of its frames, which need not be a frame of the scene.
+    step = sorted(later - before for before, later in zip(frames, frames[1:]))[(len(frames) - 1) // 2 :][:1]
+    sampled = 1.01 * step[0] if len(frames) > 3 else 0.0
+    whole = [size > WHOLE * max(sizes) for size in sizes]
+    sudden = []
+    for k, (before, later) in enumerate(zip(frames, frames[1:])):
+        at_once = later - before <= sampled and (whole[k] or whole[k + 1])
+        if there[k] != there[k + 1] and (stepped or later - before <= 1.001 or at_once):
+            sudden.append(later)
     return {frames[0], *sudden} if sudden else set()
 
 

@@ -54,9 +54,9 @@ def build_two_movers(path: Path) -> None:
     bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB")
 
 
-def build_scale_swap(path: Path, poses: int = 4, hold: int = 4) -> None:
+def build_scale_swap(path: Path, poses: int = 4, hold: int = 4, fps: int = 24, sampled: bool = False) -> None:
     """Stop motion as engines play it: a mesh for each pose, away from the origin, all but one scaled to nothing."""
-    new_scene(1, 1 + hold * (poses - 1))
+    new_scene(1, 1 + hold * (poses - 1), fps=fps)
     for pose in range(poses):
         bpy.ops.mesh.primitive_ico_sphere_add(subdivisions=2 + pose % 2, radius=0.6, location=(3, 0, 0))
         swapped = bpy.context.object
@@ -70,7 +70,7 @@ def build_scale_swap(path: Path, poses: int = 4, hold: int = 4) -> None:
             for key in curve.keyframe_points:
                 key.interpolation = "CONSTANT"
     bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
-    bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", export_force_sampling=False)
+    bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", export_force_sampling=sampled)
 
 
 def build_sheets(folder: Path, suffix: str, numbers=range(1, 9), stem: str = "sheet_") -> list[Path]:
