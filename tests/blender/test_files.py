@@ -83,7 +83,7 @@ def test_every_pose_of_a_stop_motion_by_scale_is_a_keyframe(tmp_path, fps, sampl
     assert len(frames) == 8, "a pose that is left out is lost"
     for pose, frame in enumerate(frames):
         points = shown([bpy.data.objects[f"Pose {pose}"]], frame)
-        assert np.ptp(points[:, 0]) == pytest.approx(1.2 * (1 + 0.5 * pose / 7), abs=0.07), (pose, frame)
+        assert np.ptp(points[:, 0]) == pytest.approx(1.1413 * (1 + 0.5 * pose / 7), abs=0.02), (pose, frame)
 
 
 # ---- mesh sequences ------------------------------------------------------------------------------------------------
