@@ -8,7 +8,8 @@ def register():
     """Add the panel, the operators, the settings and the command `blender --command lim`."""
     import bpy
 
-    from . import ids, importing_source, operators, panels, preferences, properties
+    from . import ids
+    from .ui import importing_source, operators, panels, preferences, properties
 
     global _command
     for module in (properties, preferences, operators, importing_source, panels):
@@ -25,7 +26,7 @@ def unregister():
     """Stop what runs and remove all that `register` added."""
     import bpy
 
-    from . import importing_source, operators, panels, preferences, properties
+    from .ui import importing_source, operators, panels, preferences, properties
 
     global _command
     panels.detach()

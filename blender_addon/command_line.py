@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command line of the Blender side: `headless.py` and `blender --command lim` run this same code.
 
-Exit codes are those of `lim_core/protocol.py`. The report (`--json`) is written however the job ends:
+Exit codes are those of `lim_core/shared/protocol.py`. The report (`--json`) is written however the job ends:
 `{"status": "done" | "error" | "cancelled", "code", "message", "hint", "exit_code", "blend", "glb", "exports", "object", "clip",
 "job", "keyframes", "frames", "vertices", "seconds": {stage: s}, "warnings": [{"code", "message", "hint"}]}`; for a video
 also `"camera"`.
@@ -10,26 +10,28 @@ also `"camera"`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import bpy
 
-from ..lim_core import __version__, protocol, request
-from ..lim_core.errors import Cancelled, LimError, from_os_error
-from ..lim_core.video import command_line as video
-from . import clip_camera, import_video, job_folders, jobs, keyframes, preferences, vertex_colours
-from .shape_keys import EXPORTS, export
+from ..lim_core import __version__
+from ..lim_core.shared import protocol, request, video_options
+from ..lim_core.shared.errors import Cancelled, LimError, as_lim_error, from_os_error
+from . import folders
+from .job import asking, job_folders, jobs
+from .job.asking import scene_named
+from .job.background import capture_only
+from .result import vertex_colours
+from .result.export import EXPORTS, export
+from .source import clip_camera, import_video, keyframes
 
-VIDEO_OPTIONS = {option: values for option, values in video.OPTIONS.items() if values[0] != "weights"}
+VIDEO_OPTIONS = {option: values for option, values in video_options.OPTIONS.items() if values[0] != "weights"}
 """The backend's own options for a clip, by the same names."""
 
 
@@ -141,7 +143,7 @@ def main(argv: list[str], program: str | None = None) -> int:
         report.update(status="cancelled", message="The job was cancelled.", exit_code=protocol.EXIT_CANCELLED)
         report.update(getattr(error, "report", {}))
     except Exception as error:
-        found = _as_lim_error(error)
+        found = as_lim_error(error)
         report.update(code=found.code, message=found.message, hint=found.hint)
         report.update(exit_code=protocol.ERROR_CODES[found.code][0], **getattr(error, "report", {}))
     report.setdefault("seconds", {})["total"] = round(time.monotonic() - began, 3)
@@ -172,7 +174,7 @@ def _generate(options: argparse.Namespace) -> dict:
         report.update(_save(outcome.object_name, outputs))
         job.seconds["export"] = round(time.monotonic() - began, 3)
         if options.previews:
-            from .render_preview import render_previews
+            from .result.render_preview import render_previews
 
             if not options.quiet:
                 print("[lim] Rendering the result", flush=True)
@@ -228,16 +230,16 @@ def _common(options: argparse.Namespace) -> dict:
         max_keys=options.max_keys,
         device=options.device,
         name=options.name,
-        backend=os.path.abspath(options.backend) if options.backend else preferences.backend_python(),
-        weights=os.path.abspath(options.weights) if options.weights else preferences.weights_folder(),
-        cache=preferences.cache_folder(),
+        backend=os.path.abspath(options.backend) if options.backend else folders.backend_python(),
+        weights=os.path.abspath(options.weights) if options.weights else folders.weights_folder(),
+        cache=folders.cache_folder(),
         job=os.path.abspath(options.job) if options.job else "",
     )
 
 
-def video_settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.Scene]:
+def video_settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.types.Scene]:
     """The settings of a video's job, and the scene that the result goes into: that of the file, else an empty one."""
-    from . import import_file
+    from .source import import_file
 
     if options.input:
         import_file.open_or_import(options.input)
@@ -246,12 +248,12 @@ def video_settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.
     fields = ("foreground", "video_start", *(field for field, _, _ in VIDEO_OPTIONS.values()))
     given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
     clip = {"video": import_video.absolute(options.video), **given}
-    return jobs.Settings(source="video", video=clip, **_common(options)), _scene(options.scene)
+    return asking.Settings(source="video", video=clip, **_common(options)), scene_named(options.scene)
 
 
-def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.Scene]:
+def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.types.Scene]:
     """Open the input, and turn the options into a job's settings for the scene that is then current."""
-    from . import import_file
+    from .source import import_file
 
     if options.video:
         return video_settings_for(options)
@@ -260,7 +262,7 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
     if options.input:
         opened = import_file.open_or_import(options.input, options.clip)
         unchanged = str(Path(options.input).resolve())
-    scene = _scene(options.scene)
+    scene = scene_named(options.scene)
     source, objects = _objects(options, scene)
     if options.clip and not opened.clips:
         where = Path(bpy.data.filepath).name or "the scene"
@@ -283,7 +285,7 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
         keys = keyframes.of_actions(objects)  # an import's own times need not be whole frames
         start, end = min((start, *keys)), max((end, *keys))
     template_object = "" if options.template in (None, "reconstructed") else options.template
-    settings = jobs.Settings(
+    settings = asking.Settings(
         objects=tuple(object.name for object in objects),
         keyframes=frames,
         source=source,
@@ -301,61 +303,7 @@ def settings_for(options: argparse.Namespace) -> tuple[jobs.Settings, bpy.types.
     return settings, scene
 
 
-def capture_only(spec_file: str, blend: str = "") -> int:
-    """The background Blender of a windowed job: capture, speaking the protocol as the backend does. Returns 0.
-
-    stdout belongs to the events alone: what Blender itself prints goes to stderr, which the job's log keeps.
-
-    Args:
-        spec_file: what to capture, written by `jobs.Job`.
-        blend: the saved copy, if it is not open yet (with the bpy module).
-    """
-    events = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
-    os.dup2(2, 1)
-    cancelled = threading.Event()
-    began = time.monotonic()
-
-    def say(name: str, **fields) -> None:
-        events.write(protocol.encode_event(name, **fields) + "\n")
-        events.flush()
-
-    def listen() -> None:
-        # os.read, not sys.stdin: a thread that waits in a buffered reader aborts the interpreter at its exit.
-        heard = b""
-        while b"\n" not in heard and (block := os.read(0, 4096)):
-            heard += block
-        cancelled.set()  # the only command there is, or the Blender that waits for us is gone
-
-    try:
-        say("hello", protocol=protocol.VERSION, version=__version__, pid=os.getpid(), device=bpy.app.version_string)
-        threading.Thread(target=listen, daemon=True).start()
-        if blend:
-            bpy.ops.wm.open_mainfile(filepath=blend)
-        wanted = json.loads(Path(spec_file).read_text(encoding="utf-8"))
-        say("stage", stage="capture", index=0, count=1)
-        folder = Path(wanted["job"])
-        jobs.capture_into(
-            _scene(wanted["scene"]), wanted["spec"], wanted["key"], folder,
-            on_fraction=lambda fraction: say("progress", stage="capture", fraction=fraction, seconds_left=None),
-            is_cancelled=cancelled.is_set,
-        )  # fmt: skip
-        say("result", path=job_folders.CAPTURE_RECORD, seconds=round(time.monotonic() - began, 3))
-    except Cancelled:
-        say("cancelled")
-    except BrokenPipeError:
-        return protocol.EXIT_CANCELLED
-    except Exception as error:
-        found = _as_lim_error(error)
-        say("error", code=found.code, message=found.message, hint=found.hint)
-    return protocol.EXIT_RESULT
-
-
 # ---- what the options name -----------------------------------------------------------------------------------------
-def _scene(name: str) -> bpy.types.Scene:
-    scene = bpy.data.scenes.get(name) if name else bpy.context.scene
-    if scene is None:
-        raise LimError("missing_file", f"There is no scene “{name}” in the file.", "Check the name.")
-    return scene
 
 
 def _objects(options: argparse.Namespace, scene: bpy.types.Scene) -> tuple[str, list[bpy.types.Object]]:
@@ -363,7 +311,7 @@ def _objects(options: argparse.Namespace, scene: bpy.types.Scene) -> tuple[str, 
         collection = bpy.data.collections.get(options.collection)
         if collection is None:
             raise LimError("nothing_selected", f"There is no collection “{options.collection}”.", "Check the name.")
-        objects = [object for object in collection.all_objects if jobs.has_surface(object)]
+        objects = [object for object in collection.all_objects if asking.has_surface(object)]
         if not objects:
             raise LimError(
                 "nothing_selected",
@@ -373,7 +321,7 @@ def _objects(options: argparse.Namespace, scene: bpy.types.Scene) -> tuple[str, 
         return "objects", objects
     listed = options.poses if options.poses is not None else options.objects
     if listed is None:
-        objects = jobs.renderable(scene)
+        objects = asking.renderable(scene)
         if not objects:
             raise LimError(
                 "nothing_selected",
@@ -513,17 +461,6 @@ def _tell(report: dict, options: argparse.Namespace) -> None:
             job_folders.write_json(path, report)
         except OSError as error:
             print(f"Error: the report could not be written: {from_os_error(error)}", file=sys.stderr, flush=True)
-
-
-def _as_lim_error(error: Exception) -> LimError:
-    if isinstance(error, LimError):
-        return error
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    if isinstance(error, MemoryError):
-        return LimError("out_of_memory", "Blender ran out of memory.", "Choose a lower quality or fewer keyframes.")
-    traceback.print_exception(error)
-    return LimError("internal", f"Something went wrong inside the add-on: {type(error).__name__}: {error}")
 
 
 def _joined(argv: list[str]) -> list[str]:

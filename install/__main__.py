@@ -27,8 +27,8 @@ for _folder in (str(_HERE.parent), str(_HERE)):
 import backend  # noqa: E402
 import blender  # noqa: E402
 from demo import EXAMPLES  # noqa: E402
-from lim_core import protocol  # noqa: E402
-from lim_core.errors import LimError, from_os_error  # noqa: E402
+from lim_core.shared import protocol  # noqa: E402
+from lim_core.shared.errors import LimError, from_os_error  # noqa: E402
 
 
 class _Parser(argparse.ArgumentParser):

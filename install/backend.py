@@ -16,7 +16,7 @@ import environment
 import locations
 import problems
 from environment import Environment, say
-from lim_core.errors import LimError
+from lim_core.shared.errors import LimError
 
 DEVICES = ("auto", "cpu", "cuda", "rocm", "mps")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")

@@ -16,7 +16,7 @@ import environment
 import locations
 import problems
 from environment import Environment, say
-from lim_core.errors import LimError
+from lim_core.shared.errors import LimError
 
 OLDEST = (4, 2)
 WHEELS = ("4.2", "4.5", "5.0")

@@ -16,8 +16,8 @@ import blender
 import environment
 import locations
 from environment import say
-from lim_core import protocol
-from lim_core.errors import LimError, from_os_error
+from lim_core.shared import protocol
+from lim_core.shared.errors import LimError, from_os_error
 
 RESULTS = {
     "result.blend": "the scene with the result: open it and press play",
@@ -34,11 +34,11 @@ EXAMPLES = {
     "cut": ["--objects", "Melon", "--keyframes", "1,9,17"],
     "frames": ["--objects", "Slug 1,Slug 2,Slug 3,Slug 4", "--keyframes", "1,5,9,13"],
 }
-"""The scenes of blender_addon/poses_scene.py, and what of them is captured when."""
+"""The scenes of install/scenes/poses_scene.py, and what of them is captured when."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code of the job (lim_core/protocol.py)."""
+    """Exit code of the job (lim_core/shared/protocol.py)."""
     began = time.monotonic()
     seconds: dict[str, float] = {}
     out = Path(arguments.out).resolve()
@@ -119,7 +119,7 @@ def demo_scene(module: blender.Blender, out: Path, example: str = "") -> Path:
     Args:
         example: a key of `EXAMPLES`; "" is the dinosaur.
     """
-    folder = locations.ROOT / "blender_addon"
+    folder = locations.ROOT / "install" / "scenes"
     scripts = [folder / "demo_scene.py", *([folder / "poses_scene.py"] if example else [])]
     series = ".".join(module.version.split(".")[:2])  # an older Blender cannot open a newer one's file
     digest = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()[:8]

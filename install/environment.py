@@ -20,7 +20,7 @@ from pathlib import Path
 
 import locations
 import problems
-from lim_core.errors import LimError, from_os_error
+from lim_core.shared.errors import LimError, from_os_error
 
 # What would make pip or Python look, or install, somewhere else.
 _DROPPED = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONSAFEPATH", "PYTHONUSERBASE")

@@ -12,7 +12,7 @@ import blender
 import environment
 import locations
 from environment import say
-from lim_core.errors import LimError, from_os_error
+from lim_core.shared.errors import LimError, from_os_error
 
 NEEDED = (
     "__init__.py",
@@ -20,7 +20,7 @@ NEEDED = (
     "LICENSE",
     "blender_addon/__init__.py",
     "lim_core/__init__.py",
-    "lim_core/protocol.py",
+    "lim_core/shared/protocol.py",
     "install/__main__.py",
     "install/backend.lock.txt",
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from lim_core.errors import LimError
+from lim_core.shared.errors import LimError
 
 # shared library: (Debian and Ubuntu, Fedora)
 LIBRARIES = {

@@ -13,7 +13,7 @@ import blender
 import environment
 import locations
 from environment import say
-from lim_core import protocol
+from lim_core.shared import protocol
 
 # The bpy module of 4.2 can crash while the interpreter ends, which would turn a pass into a failure.
 _RUNNER = (

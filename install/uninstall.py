@@ -10,7 +10,7 @@ from pathlib import Path
 
 import locations
 from environment import say
-from lim_core.errors import from_os_error
+from lim_core.shared.errors import from_os_error
 
 
 def run(*, dry_run: bool = False) -> int:

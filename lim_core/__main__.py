@@ -6,15 +6,16 @@ from __future__ import annotations
 import importlib
 import sys
 
-from . import __version__, protocol
-from .errors import Cancelled, LimError
+from . import __version__
+from .shared import protocol
+from .shared.errors import Cancelled, LimError
 
 COMMANDS = {
     "run": ("worker", "run a job folder (what Blender starts)"),
     "doctor": ("doctor", "check the environment, the device and the weights"),
     "sheet": ("contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
     "bake": ("data.bake", "animated assets → packs"),
-    "cache": ("data.cache", "packs → rendered sequences for training"),
+    "cache": ("data.command_line", "packs → rendered sequences for training"),
     "train": ("training.train", "train one of the four networks, or the video's (multiview)"),
     "evaluate": ("evaluation.evaluate", "measure the networks on packs they were not trained on"),
     "recipe": ("training.recipe", "render and train all four networks inside a time box"),

@@ -9,8 +9,9 @@ import json
 import platform
 import time
 
-from . import __version__, protocol
-from .errors import LimError
+from . import __version__
+from .shared import protocol
+from .shared.errors import LimError
 
 LIBRARIES = ("numpy", "scipy", "skimage", "PIL", "safetensors", "xatlas", "fast_simplification", "torch")
 GOLDEN_TOLERANCE = 1e-2  # of the answer's spread: other devices round differently, other weights are off by more
@@ -45,7 +46,7 @@ def check(weights: str, device_name: str):
             yield name, False, f"{type(error).__name__}: {error}"
     if missing:
         return
-    from . import checkpoint, device
+    from .networks import checkpoint, device
 
     try:
         where = device.pick(device_name)

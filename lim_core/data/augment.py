@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .. import cameras
-from . import packs, patterns
-from .packs import Pack
+from ..mesh import packs
+from ..mesh.packs import Pack
+from ..shared import cameras
+from . import patterns
 
 
 @dataclasses.dataclass(frozen=True)

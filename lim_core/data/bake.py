@@ -20,14 +20,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import protocol
-from ..errors import LimError
-from .packs import load
+from ..mesh.packs import load
+from ..shared import protocol
+from ..shared.errors import LimError
 
 SUFFIXES = (".glb", ".gltf", ".fbx", ".blend")
 REPORT = "report.csv"
 COLUMNS = ("file", "status", "message", "clips", "frames", "vertices", "bytes", "seconds")
-SCRIPT = Path(__file__).resolve().parents[2] / "blender_addon" / "bake_assets.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "blender_addon" / "tools" / "bake_assets.py"
 
 
 @dataclasses.dataclass(frozen=True)

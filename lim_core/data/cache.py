@@ -11,31 +11,19 @@ Only pixels that show something are stored, with 18 bytes each, and pictures are
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from .. import protocol
-from ..errors import LimError, from_os_error
-from . import augment, packs, rays
-from .augment import Augmentation
-from .packs import Pack
+from ..mesh import rays
+from ..shared.errors import LimError
 
 STEPS = 5
 RIG_VIEWS = 4
 TARGET_VIEWS = 4
-SHARD = 32  # sequences in a shard
-SEEN = 12  # pixels that all the pictures of a step must show together; fewer teach nothing
-TRIES = 200  # sequences in a row that may fail before the packs are to blame
 
 # One shard, N sequences of S steps and V views, P stored pixels in all:
 #   bits uint8 [N, S, V·H·W / 8]      which pixels are stored, packed
@@ -49,188 +37,9 @@ DENSE_ARRAYS = ("rgba", "maps", "camera_to_world", "intrinsics")  # what a shard
 
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------
-def moving_window(pack: Pack, rng: np.random.Generator, tries: int = 3) -> tuple[int, np.ndarray]:
-    """A clip and `STEPS` stored-frame times in it, 0.3 to 1.2 s long; of a few candidates the one that moves most."""
-    best, best_motion = None, -1.0
-    for _ in range(tries):
-        clip = int(rng.integers(pack.clips))
-        last = pack.frames(clip) - 1
-        length = min(last, rng.uniform(0.3, 1.2) * pack.fps)
-        start = rng.uniform(0, max(last - length, 0))
-        frames = start + length * np.arange(STEPS) / (STEPS - 1)
-        first, end = pack.positions(clip, frames[0]), pack.positions(clip, frames[-1])
-        middle = pack.positions(clip, frames[STEPS // 2])
-        extent = np.linalg.norm(np.ptp(first, 0)) + 1e-9
-        motion = max(np.abs(end - first).mean(), np.abs(middle - first).mean()) / extent
-        if motion > best_motion:
-            best, best_motion = (clip, frames), motion
-    return best
-
-
-def render_sequence(
-    pack: Pack, size: int, rng: np.random.Generator, *, augmentation: Augmentation | None = None,
-    donors: Sequence[Pack] = (), supersample: int = 2,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """One sequence in the form in which it is stored (see ARRAYS, without N; `start` has S + 1 entries).
-
-    Args:
-        augmentation: None for the defaults; `augment.NONE` changes nothing but yaw and framing.
-        donors: packs whose textures this one may be given.
-    Raises:
-        LimError: `bad_pack` naming a pack that shows nothing at some step, or that cannot be drawn.
-    """
-    augmentation = augmentation or Augmentation()
-    clip, frames = moving_window(pack, rng)
-    positions = np.stack([pack.positions(clip, f) for f in frames])
-    if rng.random() < augmentation.mixed_poses:
-        mixed = augment.mix_poses(pack, frames, clip, positions, rng)
-        positions = positions if mixed is None else mixed
-    if rng.random() < augmentation.textures:
-        pack = augment.swap_textures(pack, donors, rng)
-    positions = augment.vary_shape(positions, augmentation, rng)
-    rig, rig_intrinsics = augment.rig_cameras(RIG_VIEWS, size, positions, augmentation, rng)
-    rows: dict[str, list] = {name: [] for name in ARRAYS}
-    rows["start"].append(0)
-    for step in range(STEPS):
-        extra, extra_intrinsics = augment.target_cameras(TARGET_VIEWS, size, rng)
-        matrix, k = np.concatenate([rig, extra]), np.concatenate([rig_intrinsics, extra_intrinsics])
-        seen = rays.sample(
-            pack, positions[step], matrix, k, size, supersampling=supersample, canonical=(positions[0], positions[-1])
-        )
-        if len(seen.pixels) < SEEN:
-            name = pack.clip_names[clip]
-            raise LimError("bad_pack", f"'{pack.name}' shows nothing at frame {frames[step]:.1f} of its clip '{name}'.")
-        mask = np.zeros(len(matrix) * size * size, bool)
-        mask[seen.pixels] = True
-        distance = np.linalg.norm(matrix[:, :3, 3], axis=1)[seen.pixels // (size * size)]
-        depth = np.where(seen.depth_planar > 0, np.rint((seen.depth_planar - distance) * 32767) + 32768, 0)
-        rows["bits"].append(np.packbits(mask))
-        rows["start"].append(rows["start"][-1] + len(seen.pixels))
-        rows["rgba"].append(seen.rgba)
-        rows["depth"].append(depth.astype(np.uint16))
-        canonical = seen.canonical.reshape(-1, 6) * 32767
-        rows["canonical"].append((np.rint(canonical) + 32768).astype(np.uint16))
-        rows["camera_to_world"].append(matrix)
-        rows["intrinsics"].append(k)
-    flat = ("rgba", "depth", "canonical")
-    sequence = {name: (np.concatenate if name in flat else np.stack)(rows[name]) for name in ARRAYS}
-    if rng.random() < augmentation.colours:
-        sequence["rgba"][:, :3] = augment.recolour(sequence["rgba"][:, :3], rng)
-    return sequence
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
-def read_packs(paths: Sequence[Path], say: Callable[[str], None]) -> list[Pack]:
-    """The packs that can be read; `say` is told about each other one.
-
-    Raises:
-        LimError: `bad_pack` where there were paths and none could be read.
-    """
-    found = []
-    for path in paths:
-        try:
-            found.append(_load(path, path.stat().st_mtime_ns if path.exists() else 0))
-        except LimError as error:
-            say(f"Left out: {error}")
-    if paths and not found:
-        raise LimError("bad_pack", f"None of the {len(paths)} packs can be read.", "Bake them again.")
-    return found
-
-
-@functools.lru_cache(8192)
-def _load(path: Path, changed: int) -> Pack:
-    """A pack, read once: a process that fills caches in small portions would spend a quarter of its time on that."""
-    return packs.load(path)
-
-
-def fill(
-    paths: Sequence[Path], folder: str | Path, *, size: int, sequences: int, seed: int,
-    augmentation: Augmentation | None = None, procedural: float = 0.0, deadline: float = float("inf"),
-    supersample: int = 2, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> int:  # fmt: skip
-    """Write shards until there are `sequences` of this seed in `folder` or the time is over; returns how many there are.
-
-    Args:
-        procedural: share of the sequences whose object is generated instead of taken from a pack.
-        deadline: `time.monotonic()` value at which to stop.
-        say: called with a line about each pack that is left out.
-    Raises:
-        LimError: `bad_pack` when there is nothing to render, `bad_request` where the folder holds pictures of another size,
-            `disk_full` or `read_only` naming the folder; shards that were finished stay, a part of one does not.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise from_os_error(error, "making the cache") from error
-    for ready in folder.glob("[!.]*/ready"):
-        try:
-            other = json.loads(ready.read_text()).get("size", size)
-        except (OSError, ValueError):  # another process has just replaced it
-            continue
-        if other != size:
-            message = f"The cache '{folder}' holds pictures of {other} pixels, {size} were asked for."
-            raise LimError("bad_request", message, "Give another folder, or delete this one.")
-        break
-    loaded = read_packs(paths, say)
-    if not loaded and procedural <= 0:
-        raise LimError("bad_pack", "There is no pack to render from.", "Make some with: python -m lim_core bake")
-    done, complained = 0, set()
-    for shard in range((sequences + SHARD - 1) // SHARD):
-        target = folder / f"{seed:04d}_{shard:04d}"
-        if not (target / "ready").exists():
-            rng = np.random.default_rng([seed, shard])
-            rows, failed = [], 0
-            while len(rows) < SHARD:
-                if time.monotonic() > deadline:
-                    return done
-                if not loaded or rng.random() < procedural:
-                    from . import procedural as generator
-
-                    pack = generator.make_object(int(rng.integers(1 << 31)), variety=generator.RICH)
-                else:
-                    pack = loaded[int(rng.integers(len(loaded)))]
-                try:
-                    options = {"augmentation": augmentation, "donors": loaded, "supersample": supersample}
-                    rows.append(render_sequence(pack, size, rng, **options))
-                    failed = 0
-                except LimError as error:
-                    if error.code != "bad_pack":
-                        raise
-                    failed += 1
-                    if pack.name not in complained:
-                        complained.add(pack.name)
-                        say(f"A sequence is left out: {error}")
-                    if failed >= TRIES:
-                        raise
-            write_shard(target, rows, {"size": size, "seed": seed})
-        done += SHARD
-    return done
-
-
-def write_shard(target: Path, rows: Sequence[dict[str, np.ndarray]], about: dict) -> None:
-    """Write sequences as one shard, whole or not at all. Raises LimError disk_full or read_only."""
-    starts = [0]
-    for row in rows:
-        starts += list(starts[-1] + row["start"][1:])
-    arrays = {"start": np.array(starts, np.int64)}
-    for name in ("rgba", "depth", "canonical"):
-        arrays[name] = np.concatenate([row[name] for row in rows])
-    for name in ("bits", "camera_to_world", "intrinsics"):
-        arrays[name] = np.stack([row[name] for row in rows])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "ready").write_text(json.dumps({**about, "sequences": len(rows)}))
-        shutil.rmtree(target, ignore_errors=True)  # what a crash left there
-        temporary.rename(target)
-    except OSError as error:
-        error.filename = error.filename or str(target)
-        raise from_os_error(error, "writing the cache") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -352,62 +161,3 @@ def _open_shard(folder: Path) -> dict[str, np.ndarray]:
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
-def main(argv: list[str] | None = None) -> int:
-    """`python -m lim_core cache PACKS_DIR CACHE_DIR`: render sequences for training."""
-    p = argparse.ArgumentParser(prog="lim_core cache", description=main.__doc__)
-    p.add_argument("packs", help="folder of packs; “-” for generated objects alone")
-    p.add_argument("cache", nargs="?", help="folder for the sequences; not for --benchmark")
-    p.add_argument("--size", type=int, default=64, help="pixels along each side of a view")
-    p.add_argument("--sequences", type=int, default=1024, help="how many each process renders")
-    p.add_argument(
-        "--seed", type=int, default=0, help="of the first process; each has its own, their shards do not collide"
-    )
-    p.add_argument("--processes", type=int, default=1, help="processes that render side by side")
-    p.add_argument("--supersampling", type=int, default=2, help="s × s rays per pixel for colour and alpha")
-    p.add_argument("--procedural", type=float, default=0.0, help="share of generated objects")
-    p.add_argument("--plain", action="store_true", help="no augmentation but yaw and framing")
-    p.add_argument("--minutes", type=float, default=float("inf"))
-    p.add_argument("--sheet", metavar="FILE.png", help="a picture of some sequences, after rendering")
-    p.add_argument("--benchmark", action="store_true", help="only measure views per second, at several sizes")
-    args = p.parse_args(argv)
-    if args.benchmark:
-        from . import throughput
-
-        return throughput.main(args.packs, args.processes)
-    if not args.cache:
-        p.error("the following arguments are required: cache")
-    if args.size < 8 or args.size % 2 or args.supersampling < 1 or args.processes < 1:
-        p.error("--size must be even and at least 8, --supersampling and --processes at least 1")
-    started = time.monotonic()
-    if args.processes > 1:
-        code = _spread(sys.argv[2:] if argv is None else argv, args)
-    else:
-        code = protocol.EXIT_RESULT
-        done = fill(
-            [] if args.packs == "-" else packs.list_packs(args.packs), args.cache, size=args.size,
-            sequences=args.sequences, seed=args.seed, augmentation=augment.NONE if args.plain else None,
-            procedural=1.0 if args.packs == "-" else args.procedural, supersample=args.supersampling,
-            deadline=started + 60 * args.minutes,
-        )  # fmt: skip
-        seconds = time.monotonic() - started
-        print(f"{done} sequences of {STEPS} frames × {RIG_VIEWS + TARGET_VIEWS} views in {seconds:.0f} s")
-    if args.sheet and code == protocol.EXIT_RESULT:
-        from . import sheet
-
-        sheet.write(Cache(args.cache), Path(args.sheet))
-    return code
-
-
-def _spread(argv: list[str], args: argparse.Namespace) -> int:
-    """The same command once per process, each with a seed of its own; the worst exit code."""
-    command = [sys.executable, "-m", "lim_core", "cache", *argv, "--processes", "1", "--sheet", ""]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    children = [
-        subprocess.Popen([*command, "--seed", str(args.seed + i)], env=environment) for i in range(args.processes)
-    ]
-    try:
-        return max(child.wait() for child in children)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()

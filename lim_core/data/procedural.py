@@ -16,9 +16,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..mesh.packs import Pack
 from .creatures import creature
 from .motion import bounce, deform, follow_triangle, move_whole, random_axis, rotations, wave
-from .packs import Pack
 from .patterns import ALL_KINDS, KINDS, pick_colour, random_palette, random_texture
 from .shapes import Part, cut, lathe, random_part
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from ..errors import LimError
+from ..shared.errors import LimError
 from .patterns import value_noise
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import rays
+from ..mesh import rays
 from .cache import RIG_VIEWS, STEPS, Cache
 
 

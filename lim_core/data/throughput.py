@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cache, packs, procedural
+from ..mesh import packs
+from . import procedural, sequences
 
 CASES = tuple((size, supersampling) for size in (64, 128, 256) for supersampling in (1, 2))
 SECONDS = 6.0
@@ -25,10 +26,10 @@ def measure(
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(paths))[:40]
     loaded = [packs.load(paths[i]) for i in chosen] or list(itertools.islice(procedural.objects(seed), 40))
-    cache.render_sequence(loaded[0], size, rng, supersample=supersampling)
+    sequences.render_sequence(loaded[0], size, rng, supersample=supersampling)
     views, wall, processor = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
-        sequence = cache.render_sequence(loaded[views % len(loaded)], size, rng, supersample=supersampling)
+        sequence = sequences.render_sequence(loaded[views % len(loaded)], size, rng, supersample=supersampling)
         views += sequence["bits"].shape[0] * len(sequence["camera_to_world"][0])
     return views, time.perf_counter() - wall, time.process_time() - processor
 

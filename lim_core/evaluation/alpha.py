@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import cameras, checkpoint, perceptual
-from .. import device as devices
-from ..data import packs
-from ..lim import LIM, Anchors
-from ..lrm import LRM
+from ..mesh import packs
+from ..networks import checkpoint, perceptual
+from ..networks import device as devices
+from ..networks.lim import LIM, Anchors
+from ..networks.lrm import LRM
+from ..shared import cameras
 from . import metrics, pictures, scenes
 from .scenes import Span
 from .speed import BATCH

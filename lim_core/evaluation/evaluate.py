@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from .. import threads
+from ..shared import threads
 
 WHAT = ("reconstruction", "interpolation", "alpha", "tracing", "job", "video")
 COMMON = ("weights", "device", "limit")
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     what = first.parse_args(argv[:1]).what
     threads.limit()
     module = importlib.import_module(f".{what}", __package__)
-    from .. import device  # torch reads the number of threads when it is imported
+    from ..networks import device  # torch reads the number of threads when it is imported
 
     p = argparse.ArgumentParser(
         prog=f"lim_core evaluate {what}",

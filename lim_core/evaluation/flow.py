@@ -16,9 +16,9 @@ import torch
 from scipy.ndimage import map_coordinates
 from skimage.registration import optical_flow_tvl1
 
-from .. import cameras
-from ..capture import Capture
-from ..errors import LimError
+from ..job.capture import Capture
+from ..shared import cameras
+from ..shared.errors import LimError
 
 MARGIN = 8  # pixels around the object that the flow is computed on
 DOUBT = 2.0  # pixels between the flow and the flow back

@@ -25,13 +25,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import checkpoint, perceptual, pipeline, request
-from .. import device as devices
-from ..data import packs
-from ..errors import LimError
-from ..images import Views
-from ..lim import LIM, Anchors
-from ..lrm import LRM
+from ..mesh import packs
+from ..networks import checkpoint, perceptual
+from ..networks import device as devices
+from ..networks.images import Views
+from ..networks.lim import LIM, Anchors
+from ..networks.lrm import LRM
+from ..shared import request
+from ..shared.errors import LimError
+from ..stages import pipeline
 from . import flow, metrics, pictures, scenes, speed, tracing
 from .scenes import Span
 

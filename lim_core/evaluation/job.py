@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import capture, pipeline, request
-from .. import device as devices
-from ..capture import Capture
-from ..data import packs, rays
-from ..request import Request
+from ..job import capture
+from ..job.capture import Capture
+from ..mesh import packs, rays
+from ..networks import device as devices
+from ..shared import request
+from ..shared.request import Request
+from ..stages import pipeline
 from . import metrics, pictures, scenes
 from .tracing import STEP_SECONDS, Silent, painted, texture_psnr, write_job
 

@@ -12,9 +12,9 @@ import torch
 from scipy.spatial import cKDTree
 from skimage.metrics import structural_similarity
 
-from ..checkpoint import write_json
-from ..errors import LimError, from_os_error
-from ..perceptual import Perceptual
+from ..networks.checkpoint import write_json
+from ..networks.perceptual import Perceptual
+from ..shared.errors import LimError, from_os_error
 
 PICTURE = ("psnr", "psnr_fg", "ssim", "lpips")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import LimError, from_os_error
+from ..shared.errors import LimError, from_os_error
 
 GAP, MARGIN, HEADER = 4, 118, 26  # pixels
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (130, 130, 130)

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import cameras, checkpoint, perceptual, surface, triplane
-from .. import device as devices
-from ..capture import Capture
-from ..data import packs, rays
-from ..errors import LimError
-from ..pipeline import SURFACE_LEVEL, TEMPLATE_GRID
+from ..job.capture import Capture
+from ..mesh import packs, rays, surface
+from ..networks import checkpoint, perceptual, triplane
+from ..networks import device as devices
+from ..shared import cameras
+from ..shared.errors import LimError
+from ..stages.of_mesh import TEMPLATE_GRID
+from ..stages.of_networks import SURFACE_LEVEL
 from . import metrics, pictures, scenes, speed
 
 POINTS = 10000  # of each surface for the chamfer distance

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import cameras
-from ..capture import Capture
-from ..data import packs, rays
-from ..data.packs import Pack
-from ..errors import LimError
-from ..render import occupancy, render_image
+from ..job.capture import Capture
+from ..mesh import packs, rays
+from ..mesh.packs import Pack
+from ..networks.render import occupancy, render_image
+from ..shared import cameras
+from ..shared.errors import LimError
 
 SIZE = 128  # pixels of the rig's pictures and of the held-out views
 SAMPLES = 96  # per ray of a rendered view

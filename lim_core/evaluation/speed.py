@@ -11,13 +11,16 @@ from pathlib import Path
 
 import torch
 
-from .. import cameras, checkpoint, device, surface, triplane
-from ..errors import LimError
-from ..images import Views
-from ..lim import LIM
-from ..lrm import LRM
-from ..pipeline import SURFACE_LEVEL, TEMPLATE_GRID
-from ..render import render_image
+from ..mesh import surface
+from ..networks import checkpoint, device, triplane
+from ..networks.images import Views
+from ..networks.lim import LIM
+from ..networks.lrm import LRM
+from ..networks.render import render_image
+from ..shared import cameras
+from ..shared.errors import LimError
+from ..stages.of_mesh import TEMPLATE_GRID
+from ..stages.of_networks import SURFACE_LEVEL
 from ..training.speed import timed
 from .scenes import SAMPLES
 

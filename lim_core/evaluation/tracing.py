@@ -26,13 +26,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import cameras, capture, checkpoint, drawn, perceptual, pipeline, protocol, request, result, trace
-from .. import device as devices
-from ..capture import Capture
-from ..data import packs, rays
-from ..data.packs import Pack
-from ..request import Request
-from ..worker import Reporter
+from ..job import capture, drawn, result
+from ..job.capture import Capture
+from ..job.reporter import Reporter
+from ..job.state import State, code_key, key_of
+from ..mesh import packs, rays
+from ..mesh.packs import Pack
+from ..networks import checkpoint, perceptual
+from ..networks import device as devices
+from ..shared import cameras, protocol, request
+from ..shared.request import Request
+from ..stages import of_mesh, of_networks, pipeline
+from ..tracking import trace
 from . import metrics, pictures, scenes, tracking
 
 STEPS = 8
@@ -216,11 +221,11 @@ def traced(
     networks = seconds["surface"] + seconds["reconstruct"] + seconds["canonical"]
     functions = {
         "nn": lambda: nearest(asked, seen, template, folders, device),
-        "lim": lambda: pipeline.trace_template(asked, template, surfaces, reporter, rigid=False),
-        "register": lambda: pipeline.fit_capture(asked, seen, template, None, None, reporter),
+        "lim": lambda: of_mesh.trace_template(asked, template, surfaces, reporter, rigid=False),
+        "register": lambda: of_mesh.fit_capture(asked, seen, template, None, None, reporter),
     }
-    state = pipeline.State(job)
-    key = pipeline.key_of(pipeline.code_key(), capture.fingerprint(job), dataclasses.asdict(asked))
+    state = State(job)
+    key = key_of(code_key("evaluation.tracing"), capture.fingerprint(job), dataclasses.asdict(asked))
     rows = {}
     for name, function in functions.items():
         kept = state.load(f"row_{name}", key)
@@ -233,7 +238,7 @@ def traced(
     rows["lim_arap"] = (found["trace"]["positions"], seconds["trace"])
     rows["lim_fit"] = (found["fit"]["positions"], seconds["trace"] + seconds["fit"])
     for name in ("nn", "lim", "lim_arap"):  # each frame from its own origin
-        rows[name] = (pipeline.placed(asked, rows[name][0]), rows[name][1])
+        rows[name] = (request.placed(asked, rows[name][0]), rows[name][1])
     before = {name: networks if name.startswith("lim") else seconds["surface"] for name in ROWS}
     return {name: (in_world(asked, rows[name][0]), rows[name][1] + before[name]) for name in ROWS}, found
 
@@ -251,10 +256,10 @@ def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[st
     vertices = template["vertices"]
     home = asked.entry(int(template["home"]))
     surfaces = []
-    for planes in pipeline.interpolated(asked, seen, lrm, lim, device, anchored=False):
+    for planes in of_networks.interpolated(asked, seen, lrm, lim, device, anchored=False):
         if len(surfaces) == home:
             colours = lrm.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
-        surfaces.append(pipeline.labelled_surface(lrm.decoder, planes, device))
+        surfaces.append(of_networks.labelled_surface(lrm.decoder, planes, device))
 
     def chain(part):
         return trace.nearest_surface(vertices, colours, [points for points, _ in part], [c for _, c in part])

@@ -12,10 +12,10 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from scipy.spatial import cKDTree
 
-from ..arap import Arap
-from ..errors import LimError
-from ..remesh import closest
-from ..surface import face_normals, vertex_normals
+from ..mesh.arap import Arap
+from ..mesh.remesh import closest
+from ..mesh.surface import face_normals, vertex_normals
+from ..shared.errors import LimError
 from . import metrics
 
 SURFACE_SAMPLES = 100_000  # of the truth, among which the material point of a vertex is looked for

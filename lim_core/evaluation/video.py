@@ -25,16 +25,19 @@ from PIL import Image
 from scipy import linalg
 from scipy.spatial import cKDTree
 
-from .. import cameras, checkpoint, drawn, perceptual, pipeline, protocol, surface, triplane
-from .. import device as devices
-from ..capture import Capture
-from ..data import packs, rays
-from ..data.packs import Pack
-from ..errors import LimError
-from ..render import occupancy, render_image
-from ..request import Request
+from ..job import drawn
+from ..job.capture import Capture
+from ..job.reporter import Reporter
+from ..mesh import packs, rays, surface
+from ..mesh.packs import Pack
+from ..networks import checkpoint, perceptual, triplane
+from ..networks import device as devices
+from ..networks.render import occupancy, render_image
+from ..shared import cameras, protocol
+from ..shared.errors import LimError
+from ..shared.request import Request
+from ..stages import of_networks, pipeline
 from ..video import adapters, importing
-from ..worker import Reporter
 from . import metrics, pictures, scenes, tracking
 
 ROWS = ("ours", "single_view", "oracle_views")
@@ -230,7 +233,7 @@ def single_view(lrm, pack: Pack, positions: np.ndarray, seed: int, device) -> Mo
         shown = Capture(rgba[None], None, camera, lens, 1).network_views(0, size, device)
         planes, _ = lrm(shown)
         grid = triplane.density_grid(lrm.decoder, planes, GRID).cpu().numpy()
-        vertices, triangles = surface.marching_cubes(grid, min(pipeline.SURFACE_LEVEL, 0.5 * float(grid.max())))
+        vertices, triangles = surface.marching_cubes(grid, min(of_networks.SURFACE_LEVEL, 0.5 * float(grid.max())))
         if faces is None:
             vertices, faces = surface.simplify(vertices, triangles, FACES)
             followed.append(vertices)

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.cache import RIG_VIEWS, STEPS, Cache
-from ..errors import LimError
-from ..images import Views
+from ..networks.images import Views
+from ..shared.errors import LimError
 
 NEAR = 0.04  # of a picture's width: how far from the object half of the target pixels may lie
 REFRESH_SECONDS = 20.0  # how often a reader looks for new shards

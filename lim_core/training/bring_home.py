@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .. import checkpoint, config
-from ..errors import LimError, from_os_error
+from ..networks import checkpoint, config
+from ..shared.errors import LimError, from_os_error
 from . import logs
 
 FILES = 8

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import Views
-from ..lim import LIM
-from ..lrm import LRM
-from ..perceptual import Perceptual
-from ..render import render_rays
-from ..triplane import TriplaneDecoder
+from ..networks.images import Views
+from ..networks.lim import LIM
+from ..networks.lrm import LRM
+from ..networks.perceptual import Perceptual
+from ..networks.render import render_rays
+from ..networks.triplane import TriplaneDecoder
 from .batches import Batch, Rays
 from .perceptual import patch_distance
 

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .. import cameras, checkpoint, device
 from ..data.cache import RIG_VIEWS, STEPS, Cache
-from ..errors import LimError
-from ..images import pixel_rays, plucker
+from ..networks import checkpoint, device
+from ..networks.images import pixel_rays, plucker
+from ..shared import cameras
+from ..shared.errors import LimError
 from ..video.multiview import TIMES, MultiviewPipeline, scheduler, settle
 from ..video.network import MultiviewNetwork
 from ..video.splat import exchange, prior

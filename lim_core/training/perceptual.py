@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..perceptual import Perceptual
-from ..render import render_rays
+from ..networks.perceptual import Perceptual
+from ..networks.render import render_rays
 from .batches import Rays
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import device
-from ..errors import LimError
+from ..networks import device
+from ..shared.errors import LimError
 
 
 class Processes:

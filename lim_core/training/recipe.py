@@ -27,10 +27,10 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint, config
-from ..data import packs
-from ..data.cache import SHARD
-from ..errors import LimError, from_os_error
+from ..data.sequences import SHARD
+from ..mesh import packs
+from ..networks import checkpoint, config
+from ..shared.errors import LimError, from_os_error
 from . import bring_home, renderers, train
 from .processes import Processes
 

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from ..data import cache as caches
-from ..errors import LimError, from_os_error
+from ..data.sequences import SHARD, fill
+from ..shared.errors import LimError, from_os_error
 
 SHARDS_AT_ONCE = 4  # between two looks at the settings and at the size of the cache
 IDLE_SECONDS = 1800.0
@@ -166,7 +166,7 @@ def make_room(cache: Path, limit: float) -> int:
 
 def sequences(cache: Path) -> int:
     """How many are in a cache."""
-    return caches.SHARD * sum(1 for _ in cache.glob("[!.]*/ready"))
+    return SHARD * sum(1 for _ in cache.glob("[!.]*/ready"))
 
 
 def next_seed(cache: Path, index: int) -> int:
@@ -200,7 +200,7 @@ def render(work: Path, index: int) -> None:
         }
         if index == 0:
             paths = [Path(path) for path in settings["watched"]]
-            caches.fill(paths, work / "watched", sequences=settings["watch_sequences"], seed=0, **common)
+            fill(paths, work / "watched", sequences=settings["watch_sequences"], seed=0, **common)
         called = holder(work / "call.lock") is not None
         if called:
             idle_since = time.monotonic()
@@ -211,8 +211,8 @@ def render(work: Path, index: int) -> None:
             continue
         paths = [Path(path) for path in settings["packs"]]
         seed = next_seed(cache, index)
-        count = min(SHARDS_AT_ONCE * caches.SHARD, lacking)
-        caches.fill(paths, cache, sequences=count, seed=seed, **common)
+        count = min(SHARDS_AT_ONCE * SHARD, lacking)
+        fill(paths, cache, sequences=count, seed=seed, **common)
 
 
 def main(argv: list[str]) -> int:

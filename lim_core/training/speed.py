@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from .. import device
+from ..networks import device
 
 
 def matmul_peak(where: torch.device, seconds: float = 0.7) -> float:

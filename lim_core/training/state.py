@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import checkpoint, config
-from ..config import ModelConfig
-from ..errors import LimError, from_os_error
-from ..lim import LIM
-from ..lrm import LRM
+from ..networks import checkpoint, config
+from ..networks.config import ModelConfig
+from ..networks.lim import LIM
+from ..networks.lrm import LRM
+from ..shared.errors import LimError, from_os_error
 from . import logs
 
 RUN, STATE = "run.json", "state.safetensors"

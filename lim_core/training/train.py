@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, config, device
 from ..data.cache import Cache
-from ..errors import LimError
-from ..perceptual import SMALLEST, Perceptual
-from ..perceptual import load as load_perceptual
+from ..networks import checkpoint, config, device
+from ..networks.perceptual import SMALLEST, Perceptual
+from ..networks.perceptual import load as load_perceptual
+from ..shared.errors import LimError
 from . import speed, state
 from .batches import Batch, Draws, Feed, checked, collect, open_cache, refresh
 from .logs import Log
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="nano", choices=config.PRESETS)
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-        help="change a size of the preset (lim_core/config.py); for the interpolators only lim_blocks",
+        help="change a size of the preset (lim_core/networks/config.py); for the interpolators only lim_blocks",
     )  # fmt: skip
     p.add_argument("--minutes", type=float, default=10.0, help="stop after this long in all, over every resumption")
     p.add_argument(
@@ -68,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--render", type=float, default=1.0)
     p.add_argument("--causal-from", type=float, default=0.5, help="share of the time after which L_causal is added")
     p.add_argument(
-        "--perceptual", default="", metavar="FILE", help="weights of a perceptual loss (lim_core/perceptual.py)"
+        "--perceptual",
+        default="",
+        metavar="FILE",
+        help="weights of a perceptual loss (lim_core/networks/perceptual.py)",
     )
     p.add_argument("--perceptual-weight", type=float, default=0.2)
     p.add_argument("--perceptual-patch", type=int, default=32, help="pixels along each side of the compared square")

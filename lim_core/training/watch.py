@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.cache import RIG_VIEWS, STEPS, Cache
-from ..images import Views
-from ..render import render_image
+from ..networks.images import Views
+from ..networks.render import render_image
 from .batches import canonical_views, draw, rig_views
 from .losses import interpolation_diagnosis
 

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .. import cameras
-from ..errors import LimError
+from ..shared import cameras
+from ..shared.errors import LimError
 from . import foreground, views
 from .splat import prior
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from .. import cameras, surface, texture
-from ..data import rays
-from ..data.packs import Pack
+from ..mesh import rays, surface, texture
+from ..mesh.packs import Pack
+from ..shared import cameras
 
 GRID = 96
 LEVEL = 0.45  # of the smoothed votes

@@ -13,9 +13,9 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from .. import cameras
-from ..errors import LimError
-from ..request import Request
+from ..shared import cameras
+from ..shared.errors import LimError
+from ..shared.request import Request
 from . import decode
 
 THUMB = 48

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import LimError
-from ..request import Request
+from ..shared.errors import LimError
+from ..shared.request import Request
 from . import decode
 
 NEAR, FAR = 0.03, 0.08  # distance from a grey key, of 1: background up to here, object from here

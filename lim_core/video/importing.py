@@ -8,18 +8,19 @@ all that it depends on; the files of the capture are written at the very end, or
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .. import cameras, checkpoint, protocol, result
-from ..errors import LimError
-from ..pipeline import State, key_of
-from ..request import Request, with_clip
-from ..worker import Reporter
+from ..job import result
+from ..job.reporter import Reporter
+from ..job.state import State, code_key, key_of
+from ..networks import checkpoint
+from ..shared import cameras, protocol
+from ..shared.errors import LimError
+from ..shared.request import Request, with_clip
 from . import body, clip, decode, foreground, views
 
 SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
@@ -32,7 +33,7 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     Raises:
         LimError: whatever is wrong with the clip or the pipeline; Cancelled between two steps.
     """
-    code = _code()
+    code = code_key("video.importing")
     state = State(job)
     count = len(protocol.STAGES) + len(SHARES)
     key = key_of(
@@ -206,13 +207,6 @@ def stamp(path: str) -> list:
     if place.suffix.lower() in decode.PICTURES and place.is_file():
         files = sorted(p for p in place.parent.iterdir() if p.suffix == place.suffix)
     return [path, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.is_file())]
-
-
-def _code() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _listed(numbers: list[int]) -> str:

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from ..images import pixel_rays, plucker
+from ..networks.images import pixel_rays, plucker
 from .network import CHANNELS, MultiviewNetwork
 from .splat import exchange, prior
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import cameras
-from ..images import pixel_rays
+from ..networks.images import pixel_rays
+from ..shared import cameras
 
 SWEEPS = 160  # of the relaxation; at 64² with the object filling most of it the deepest point is within 3 % by then
 ROUND = 2.0  # a disc inflates to a ball

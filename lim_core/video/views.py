@@ -14,8 +14,8 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from .. import cameras
-from ..images import pixel_rays
+from ..networks.images import pixel_rays
+from ..shared import cameras
 from .splat import distance, splat, unproject
 
 ALONG = 96  # samples along a ray through the unit sphere

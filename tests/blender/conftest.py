@@ -29,7 +29,7 @@ else:
 
     import bpy
     from lim_for_blender import register, unregister
-    from lim_for_blender.lim_core import request
+    from lim_for_blender.lim_core.shared import request
 
     @pytest.fixture
     def scene() -> bpy.types.Scene:

@@ -14,21 +14,22 @@ from types import SimpleNamespace
 import bpy
 import pytest
 from lim_for_blender import register, unregister
-from lim_for_blender.blender_addon import (
-    command_line,
-    ids,
-    import_file,
+from lim_for_blender.blender_addon import command_line, folders, ids
+from lim_for_blender.blender_addon.job import asking, capturing, job_folders, jobs, worker
+from lim_for_blender.blender_addon.source import import_file, keyframes
+from lim_for_blender.blender_addon.ui import (
     importing_source,
-    job_folders,
-    jobs,
-    keyframes,
+    in_steps,
+    installing,
+    live,
     operators,
+    panel_settings,
     preferences,
     properties,
-    worker,
+    using_result,
 )
-from lim_for_blender.lim_core import protocol
-from lim_for_blender.lim_core.errors import Cancelled, LimError
+from lim_for_blender.lim_core.shared import protocol
+from lim_for_blender.lim_core.shared.errors import Cancelled, LimError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLESS = ROOT / "blender_addon" / "headless.py"
@@ -55,12 +56,12 @@ def cube(scene) -> bpy.types.Object:
 def settings(cube, tmp_path, fake):
     """A function that gives the settings of a job on the cube."""
 
-    def make(mode: str = "good", **changes) -> jobs.Settings:
+    def make(mode: str = "good", **changes) -> asking.Settings:
         values = {
             "objects": ("Würfel",), "keyframes": (1.0, 9.0), "inbetweens": 3, "quality": "draft",
             "backend": fake(mode), "cache": str(tmp_path / "jöbs"),
         }  # fmt: skip
-        return jobs.Settings(**{**values, **changes})
+        return asking.Settings(**{**values, **changes})
 
     return make
 
@@ -178,7 +179,7 @@ def test_what_cannot_work_is_a_report_and_stays_in_the_panel(
 
 def test_generate_and_what_can_be_done_with_its_result(addon, cube, scene, fake, monkeypatch, tmp_path):
     monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(preferences, "backend_python", lambda: fake("good"))
+    monkeypatch.setattr(folders, "backend_python", lambda: fake("good"))
     scene.lim.quality, scene.lim.inbetweens, scene.lim.name = "draft", 3, "Ergebnis"
     assert bpy.ops.lim.generate() == {"FINISHED"}
     job = bpy.context.window_manager.lim_job
@@ -212,9 +213,9 @@ def test_generate_and_what_can_be_done_with_its_result(addon, cube, scene, fake,
 def test_only_a_result_is_the_result(addon, cube, scene):
     state = bpy.context.window_manager.lim_job
     state.result = cube.name
-    assert operators.result_object(bpy.context) is None and not bpy.ops.lim.export.poll()
+    assert live.result_object(bpy.context) is None and not bpy.ops.lim.export.poll()
     cube["lim_frames"] = [1.0, 2.0]
-    assert operators.result_object(bpy.context) == cube
+    assert live.result_object(bpy.context) == cube
 
 
 def test_another_file_does_not_bring_its_messages_along(addon, cube, scene, tmp_path):
@@ -241,7 +242,7 @@ def test_another_file_does_not_bring_its_messages_along(addon, cube, scene, tmp_
 )
 def test_the_name_of_an_export_follows_its_format(typed, suffix, wanted):
     asked = type("Export", (), {"filepath": typed, "format": suffix})()
-    assert operators.LIM_OT_export.check(asked, None) == (typed != wanted) and asked.filepath == wanted
+    assert using_result.LIM_OT_export.check(asked, None) == (typed != wanted) and asked.filepath == wanted
 
 
 def test_the_list_of_poses(addon, scene):
@@ -258,16 +259,16 @@ def test_the_list_of_poses(addon, scene):
     assert bpy.ops.lim.pose_move(direction="UP") == {"CANCELLED"}
     assert bpy.ops.lim.pose_remove() == {"FINISHED"} and names() == ["a", "b"]
     scene.lim.source, scene.lim.pose_spacing = "POSES", 6
-    found = operators.settings_from(bpy.context)
+    found = panel_settings.settings_from(bpy.context)
     assert found.source == "poses" and found.objects == ("a", "b") and found.keyframes == (1.0, 7.0)
     bpy.data.objects.remove(bpy.data.objects["a"])
     with pytest.raises(LimError) as raised:
-        operators.settings_from(bpy.context)
+        panel_settings.settings_from(bpy.context)
     assert raised.value.code == "one_keyframe"
 
 
 def test_the_installer_is_not_started_against_the_users_will(addon, scene, monkeypatch):
-    monkeypatch.setattr(operators, "may_download", lambda: False)
+    monkeypatch.setattr(installing, "may_download", lambda: False)
     assert "not allowed to use the network" in _report_of(bpy.ops.lim.backend_install)
 
 
@@ -276,8 +277,8 @@ def test_a_failing_installer_is_reported(addon, scene, monkeypatch, tmp_path):
     script.write_text(
         "print('Getting 1 GB'); print(); print('The disk is full.'); print('Free some.'); raise SystemExit(5)"
     )
-    monkeypatch.setattr(operators, "may_download", lambda: True)
-    monkeypatch.setattr(operators.backend, "install_command", lambda **options: [sys.executable, str(script)])
+    monkeypatch.setattr(installing, "may_download", lambda: True)
+    monkeypatch.setattr(installing.backend, "install_command", lambda **options: [sys.executable, str(script)])
     report = _report_of(bpy.ops.lim.backend_install)
     assert "The disk is full. Free some." in report and "Getting" not in report
     assert not bpy.context.window_manager.lim_job.installing
@@ -286,7 +287,7 @@ def test_a_failing_installer_is_reported(addon, scene, monkeypatch, tmp_path):
 
 
 def test_a_timer_takes_steps_until_there_is_an_answer(addon, scene):
-    class Steps(operators._InSteps):
+    class Steps(in_steps.InSteps):
         answers = iter((None, None, {"FINISHED"}))
 
         def _step(self, context):
@@ -508,14 +509,14 @@ def test_the_panel_captures_an_unchanged_file_once(addon, cube, scene, fake, mon
     path = str(tmp_path / "scene.blend")
     bpy.ops.wm.save_as_mainfile(filepath=path)
     scene = bpy.context.scene
-    assert operators._saved_file() == "" and operators.settings_from(bpy.context).unchanged_file == ""
+    assert panel_settings._saved_file() == "" and panel_settings.settings_from(bpy.context).unchanged_file == ""
     scene.lim.quality, captures = "draft", []
-    inner = jobs.capture_into
-    monkeypatch.setattr(jobs, "capture_into", lambda *given, **named: captures.append(1) or inner(*given, **named))
+    inner = capturing.capture_into
+    monkeypatch.setattr(capturing, "capture_into", lambda *given, **named: captures.append(1) or inner(*given, **named))
 
     def generate(mode: str, file: str) -> int:
-        monkeypatch.setattr(operators, "_saved_file", lambda: file)
-        monkeypatch.setattr(preferences, "backend_python", lambda: fake(mode))
+        monkeypatch.setattr(panel_settings, "_saved_file", lambda: file)
+        monkeypatch.setattr(folders, "backend_python", lambda: fake(mode))
         try:
             bpy.ops.lim.generate()
         except RuntimeError:
@@ -528,9 +529,9 @@ def test_the_panel_captures_an_unchanged_file_once(addon, cube, scene, fake, mon
 
 def test_poses_are_captured_at_the_frame_that_is_shown(scene, settings, tmp_path):
     asked = settings(unchanged_file=str(tmp_path / "x.blend"), source="poses")
-    first = jobs.fingerprint_of(scene, asked)
+    first = capturing.fingerprint_of(scene, asked)
     scene.frame_set(9)
-    assert jobs.fingerprint_of(scene, asked) != first
+    assert capturing.fingerprint_of(scene, asked) != first
 
 
 @pytest.mark.parametrize("mode", ["bad_capture", "missing_file", "bad_template"])
@@ -568,9 +569,9 @@ def _rigid_body(scene, cube):
 def test_nobody_vouches_for_what_is_simulated(scene, settings, cube, tmp_path, make):
     bpy.context.view_layer.objects.active = cube
     asked = settings(unchanged_file=str(tmp_path / "x.blend"))
-    assert jobs.fingerprint_of(scene, asked) is not None
+    assert capturing.fingerprint_of(scene, asked) is not None
     asked = settings(unchanged_file=str(tmp_path / "x.blend"), objects=(make(scene, cube).name,))
-    assert jobs.fingerprint_of(scene, asked) is None
+    assert capturing.fingerprint_of(scene, asked) is None
 
 
 def test_the_files_of_the_scene_and_the_clip_decide_the_capture(scene, settings, tmp_path):
@@ -584,11 +585,11 @@ def test_the_files_of_the_scene_and_the_clip_decide_the_capture(scene, settings,
     image = bpy.data.images.load(str(frames[0]))
     image.source, image.use_fake_user = "SEQUENCE", True
     bpy.data.volumes.new("smoke").filepath = str(tmp_path / "smoke.vdb")
-    seen = [jobs.fingerprint_of(scene, asked)]
+    seen = [capturing.fingerprint_of(scene, asked)]
     for changed in (frames[1], tmp_path / "smoke.vdb"):
         changed.write_bytes(b"other")
-        seen.append(jobs.fingerprint_of(scene, asked))
-    seen.append(jobs.fingerprint_of(scene, settings(unchanged_file=str(tmp_path / "x.blend"), clip="jump")))
+        seen.append(capturing.fingerprint_of(scene, asked))
+    seen.append(capturing.fingerprint_of(scene, settings(unchanged_file=str(tmp_path / "x.blend"), clip="jump")))
     keys = {job_folders.capture_key({}, fingerprint) for fingerprint in seen}
     assert len(keys) == len(seen)
 
@@ -626,7 +627,7 @@ def test_a_disk_that_fills_up_midway_is_said(scene, settings, monkeypatch, numbe
 
 
 def test_an_inner_error_is_a_sentence_and_its_traceback_is_in_the_log(scene, settings, monkeypatch):
-    monkeypatch.setattr(jobs, "fingerprint_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(capturing, "fingerprint_of", lambda *_: 1 / 0)
     job = jobs.Job(scene, settings())
     with pytest.raises(LimError) as raised:
         job.run()
@@ -646,7 +647,7 @@ def test_an_object_without_a_surface_cannot_be_captured(scene, settings):
 def other_blender(monkeypatch):
     """The bpy module in a process of its own stands for the background Blender."""
     monkeypatch.setattr(
-        jobs, "background_command",
+        capturing, "background_command",
         lambda copy, spec: [sys.executable, str(HEADLESS), str(copy), "--", "--capture-only", str(spec)],
     )  # fmt: skip
 
@@ -709,14 +710,14 @@ def test_the_other_blender_gets_the_addons_that_move_things(scene, monkeypatch):
         pass
 
     mover.__module__ = "io_scene_gltf2.some.module"
-    assert "io_scene_gltf2" not in jobs.addons_that_move_things()
+    assert "io_scene_gltf2" not in capturing.addons_that_move_things()
     bpy.app.handlers.frame_change_post.append(mover)
     try:
-        assert "io_scene_gltf2" in jobs.addons_that_move_things()
+        assert "io_scene_gltf2" in capturing.addons_that_move_things()
     finally:
         bpy.app.handlers.frame_change_post.remove(mover)
     monkeypatch.setitem(bpy.app.driver_namespace, "lim_test", mover)
-    assert "io_scene_gltf2" in jobs.addons_that_move_things()
+    assert "io_scene_gltf2" in capturing.addons_that_move_things()
 
 
 # ---- imports -------------------------------------------------------------------------------------------------------------
@@ -803,7 +804,7 @@ def run(tmp_path, *arguments) -> tuple[int, dict]:
 
 def test_fewer_shape_keys_by_panel_and_command_line(addon, cube, scene, blend, fake, monkeypatch, tmp_path):
     monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(preferences, "backend_python", lambda: fake("good"))
+    monkeypatch.setattr(folders, "backend_python", lambda: fake("good"))
     scene.lim.quality, scene.lim.inbetweens, scene.lim.max_keys = "draft", 3, 4
     assert bpy.ops.lim.generate() == {"FINISHED"}
     job = bpy.context.window_manager.lim_job
@@ -1000,4 +1001,4 @@ def test_importing_a_file_and_running_it(clips, fake, tmp_path):
 
 def test_the_environments_python_gets_what_the_real_backend_reads(tmp_path):
     command = worker.backend_command("python", ids.ROOT, "run", "job", "--follow-stdin")
-    assert "-I" in command and str(ids.ROOT) in command and (ids.ROOT / "lim_core" / "protocol.py").is_file()
+    assert "-I" in command and str(ids.ROOT) in command and (ids.ROOT / "lim_core" / "shared" / "protocol.py").is_file()

@@ -10,8 +10,9 @@ import sys
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.lim_core.data import bake, packs
-from lim_for_blender.lim_core.errors import LimError
+from lim_for_blender.lim_core.data import bake
+from lim_for_blender.lim_core.mesh import packs
+from lim_for_blender.lim_core.shared.errors import LimError
 
 TOP, BOTTOM = (230, 40, 20), (20, 60, 220)  # of the tube's image, sRGB
 RIGID = (0.5, 0.2, 0.05)  # of the box, linear

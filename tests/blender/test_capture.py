@@ -11,9 +11,9 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, compat, exr, png
-from lim_for_blender.lim_core import cameras, protocol
-from lim_for_blender.lim_core.errors import Cancelled, LimError
+from lim_for_blender.blender_addon.source import capture_scene, compat, evaluated, exr, png, stage
+from lim_for_blender.lim_core.shared import cameras, protocol
+from lim_for_blender.lim_core.shared.errors import Cancelled, LimError
 
 SIZE = 96
 
@@ -509,13 +509,13 @@ def test_every_kind_of_object_is_captured(scene, tmp_path, kind):
 
 def test_curves_and_instances_are_not_captured_twice(scene):
     objects = [*text_object(scene), *curve_object(scene)]
-    with capture_scene.evaluation(scene, objects) as at:
-        proxies = capture_scene.bake(at(1), objects)
+    with evaluated.evaluation(scene, objects) as at:
+        proxies = evaluated.bake(at(1), objects)
     assert len(proxies) == 2
     bpy.data.batch_remove([proxy.mesh for proxy in proxies])
     instancer = vertex_instances(scene)
-    with capture_scene.evaluation(scene, instancer) as at:
-        proxies = capture_scene.bake(at(1), instancer)
+    with evaluated.evaluation(scene, instancer) as at:
+        proxies = evaluated.bake(at(1), instancer)
     assert len(proxies) == 8 and len({proxy.mesh for proxy in proxies}) == 1
 
 
@@ -675,7 +675,7 @@ def test_scene_is_as_before(scene, tmp_path, monkeypatch, ending):
         def fail(*arguments, **named):
             raise Broken
 
-        place = (capture_scene, "_frozen_mesh") if "early" in ending else (capture_scene.exr, "read")
+        place = (evaluated, "_frozen_mesh") if "early" in ending else (stage.exr, "read")
         monkeypatch.setattr(*place, fail)
     with expected:
         source = "poses" if ending == "poses" else "objects"

@@ -11,8 +11,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import camera_rig, compat, png
-from lim_for_blender.lim_core import cameras
+from lim_for_blender.blender_addon.source import camera_rig, compat, png
+from lim_for_blender.lim_core.shared import cameras
 
 ADDON = Path(__file__).resolve().parents[2] / "blender_addon"
 

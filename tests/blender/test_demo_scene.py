@@ -6,16 +6,19 @@ from __future__ import annotations
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, demo_scene, png, render_preview, shape_keys, vertex_colours
-from lim_for_blender.lim_core import protocol, request
-from lim_for_blender.lim_core.errors import Cancelled
+from lim_for_blender.blender_addon.result import render_preview, shape_keys, vertex_colours
+from lim_for_blender.blender_addon.source import capture_scene, png
+from lim_for_blender.blender_addon.source.evaluated import coordinates
+from lim_for_blender.install.scenes import demo_scene
+from lim_for_blender.lim_core.shared import protocol, request
+from lim_for_blender.lim_core.shared.errors import Cancelled
 
 
 def evaluated(scene, object, frame: int) -> np.ndarray:
     scene.frame_set(frame)
     shown = object.evaluated_get(bpy.context.evaluated_depsgraph_get())
     matrix = np.array(shown.matrix_world)
-    return capture_scene.coordinates(shown.data) @ matrix[:3, :3].T + matrix[:3, 3]
+    return coordinates(shown.data) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def test_the_dinosaur_is_one_textured_mesh_that_moves(scene):

@@ -11,7 +11,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, compat, demo_scene
+from lim_for_blender.blender_addon.source import capture_scene, compat
+from lim_for_blender.install.scenes import demo_scene
 
 from demo_film import film
 from headless_job import run_job
@@ -25,7 +26,7 @@ def test_the_creature_becomes_one_mesh(tmp_path):
     folder = tmp_path / "ein Ordner é"
     folder.mkdir()
     scene, out, glb, report = (folder / name for name in ("scene.blend", "out.blend", "out.glb", "report.json"))
-    subprocess.run([sys.executable, ROOT / "blender_addon/demo_scene.py", "--", scene], check=True, timeout=300)
+    subprocess.run([sys.executable, ROOT / "install/scenes/demo_scene.py", "--", scene], check=True, timeout=300)
     options = ["--input", scene, "--keyframes", "1,9", "--inbetweens", "1", "--quality", "draft", "--backend", BACKEND]
     options += ["--job", folder / "job", "--out", out, "--glb", glb]
     facts = run_job(options, report, 500)

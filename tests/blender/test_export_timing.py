@@ -10,8 +10,9 @@ import struct
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import compat, shape_keys
-from lim_for_blender.blender_addon.shape_keys import export
+from lim_for_blender.blender_addon.result import shape_keys
+from lim_for_blender.blender_addon.result.export import export
+from lim_for_blender.blender_addon.source import compat
 
 from test_shape_keys import TO_MODEL, expected_positions, fake_job, world_positions
 

@@ -9,9 +9,9 @@ import struct
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import import_file, keyframes, mesh_sequence
-from lim_for_blender.blender_addon import operators as panel_settings
-from lim_for_blender.lim_core.errors import LimError
+from lim_for_blender.blender_addon.source import import_file, keyframes, mesh_sequence
+from lim_for_blender.blender_addon.ui import panel_settings
+from lim_for_blender.lim_core.shared.errors import LimError
 
 from field import files
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, job_folders, jobs, keyframes, mesh_swaps
-from lim_for_blender.lim_core import protocol
+from lim_for_blender.blender_addon.job import capturing, job_folders
+from lim_for_blender.blender_addon.source import capture_scene, keyframes, mesh_swaps
+from lim_for_blender.lim_core.shared import protocol
 
 from field import swaps
 
@@ -208,7 +209,7 @@ def test_what_does_not_move_is_said(scene, tmp_path, moves):
         swaps.keyed(cube, "rotation_euler", {1: 0.0, 9: 0.05}, index=2)
     found, _ = captured(tmp_path, (1, 9), cube.name)
     assert found.still != moves
-    jobs.capture_into(
+    capturing.capture_into(
         scene, {"source": "objects", "objects": [cube.name], "keyframes": [1.0, 9.0], "image_size": 32, "views": 1,
                 "rig_views": 1}, "key", tmp_path / "job", lambda fraction: None, lambda: False,
     )  # fmt: skip
@@ -236,7 +237,9 @@ def test_keymesh_is_not_started_in_the_other_blender(scene, monkeypatch):
     loaded = bpy.app.handlers.load_post
     loaded.append(mover)
     try:
-        assert "pose_library" not in jobs.addons_that_move_things(), "it loads, and moves nothing from frame to frame"
+        assert "pose_library" not in capturing.addons_that_move_things(), (
+            "it loads, and moves nothing from frame to frame"
+        )
     finally:
         loaded.remove(mover)
     addons = [SimpleNamespace(module=name) for name in ("bl_ext.user_default.keymesh", "bl_ext.studio.mover")]
@@ -247,12 +250,12 @@ def test_keymesh_is_not_started_in_the_other_blender(scene, monkeypatch):
         functions.append(function)
     repository = SimpleNamespace(module="studio", name="Studio", directory="/studio/add-ons")
     preferences = SimpleNamespace(addons=addons, extensions=SimpleNamespace(repos=[repository]))
-    monkeypatch.setattr(jobs.bpy, "context", SimpleNamespace(preferences=preferences), raising=False)
+    monkeypatch.setattr(capturing.bpy, "context", SimpleNamespace(preferences=preferences), raising=False)
     bpy.app.handlers.frame_change_post.extend(functions)
     try:
-        names = jobs.addons_that_move_things()
+        names = capturing.addons_that_move_things()
         assert names == ["bl_ext.studio.mover"]
-        asked = jobs._enabling(names)
+        asked = capturing._enabling(names)
     finally:
         for function in functions:
             bpy.app.handlers.frame_change_post.remove(function)

@@ -16,9 +16,12 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import bake_assets, capture_scene, compat
-from lim_for_blender.lim_core import cameras, protocol
-from lim_for_blender.lim_core.data import bake, packs
+from lim_for_blender.blender_addon.source import capture_scene, compat, evaluated
+from lim_for_blender.blender_addon.source.stage import Stage, carried
+from lim_for_blender.blender_addon.tools import bake_assets
+from lim_for_blender.lim_core.data import bake
+from lim_for_blender.lim_core.mesh import packs
+from lim_for_blender.lim_core.shared import cameras, protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = os.environ.get("LIM_BACKEND_PYTHON", "")
@@ -28,7 +31,7 @@ START = "start position"
 
 RENDER = """
 import sys, numpy as np
-from lim_core.data import packs, rays
+from lim_core.mesh import packs, rays
 pack, wanted, out = packs.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[3]
 seen = [
     rays.render(pack, positions, wanted["camera_to_world"], wanted["intrinsics"], int(wanted["size"]),
@@ -113,7 +116,7 @@ def show_start_positions(objects: list, graph, world_to_model: np.ndarray) -> bo
     for ob in objects:
         shown = ob.evaluated_get(graph)
         place = world_to_model @ np.array(shown.matrix_world, np.float64)
-        points = capture_scene.coordinates(shown.data).astype(np.float64) @ place[:3, :3].T + place[:3, 3]
+        points = evaluated.coordinates(shown.data).astype(np.float64) @ place[:3, :3].T + place[:3, 3]
         if len(points) != len(ob.data.vertices):
             return False
         made = ob.data.attributes.new(START, "FLOAT_VECTOR", "POINT")
@@ -128,13 +131,13 @@ def show_start_positions(objects: list, graph, world_to_model: np.ndarray) -> bo
 def blender_canonical(scene, spec, to_model, camera_to_world, intrinsics) -> np.ndarray | None:
     """float32 [keyframes, views, H, W, 3] where Blender sees each surface point of a keyframe start, model space."""
     objects = [bpy.data.objects[name] for name in spec.objects]
-    with capture_scene.evaluation(scene, objects) as at:
+    with evaluated.evaluation(scene, objects) as at:
         if not show_start_positions(objects, at(spec.keyframes[0]), to_model[0]):
             return None
     pictures = []
     with contextlib.ExitStack() as undo:
         proxies = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)
-        stage = undo.enter_context(capture_scene.Stage(proxies, to_model, SIZE))
+        stage = undo.enter_context(Stage(proxies, to_model, SIZE))
         for k, frame in enumerate(spec.keyframes):
             stage.show(k, frame)
             for matrix, camera in zip(camera_to_world, intrinsics, strict=True):
@@ -169,7 +172,7 @@ def measure(asset: Path, folder: Path) -> dict[str, float]:
         "objects", names, tuple(clip.start + i * step for i in stored), image_size=SIZE, views=VIEWS
     )
     captured = capture_scene.capture(scene, spec, folder)
-    to_model = capture_scene.carried(np.array(captured.world_to_model), np.array(captured.origins))
+    to_model = carried(np.array(captured.world_to_model), np.array(captured.origins))
     with np.load(folder / protocol.CAMERAS_FILE) as rig:
         wanted = {name: rig[name] for name in ("camera_to_world", "intrinsics")}
     positions = np.stack([packs.transform(matrix, pack.positions(0, i)) for matrix, i in zip(to_model, stored)])

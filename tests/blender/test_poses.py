@@ -12,7 +12,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, poses_scene
+from lim_for_blender.blender_addon.source import capture_scene, evaluated
+from lim_for_blender.install.scenes import poses_scene
 from mathutils.bvhtree import BVHTree
 
 from headless_job import run_job
@@ -38,9 +39,9 @@ def shown(scene, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
         for proxies in capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None):
             points, faces, count = [], [], 0
             for proxy in proxies:
-                co = capture_scene.coordinates(proxy.mesh).astype(np.float64)
+                co = evaluated.coordinates(proxy.mesh).astype(np.float64)
                 points.append(co @ proxy.matrix[:3, :3].T + proxy.matrix[:3, 3])
-                faces.append(capture_scene.triangles(proxy.mesh) + count)
+                faces.append(evaluated.triangles(proxy.mesh) + count)
                 count += len(co)
             found.append((np.concatenate(points), np.concatenate(faces)))
     return found
@@ -97,7 +98,7 @@ def test_poses_become_one_mesh_with_in_betweens(scene, tmp_path, name):
     poses_scene.build(scene, name)
     truth = shown(scene, name)
     path, out, report = (tmp_path / n for n in ("scene.blend", "out.blend", "report.json"))
-    subprocess.run([sys.executable, ROOT / "blender_addon/poses_scene.py", "--", path, name], check=True, timeout=300)
+    subprocess.run([sys.executable, ROOT / "install/scenes/poses_scene.py", "--", path, name], check=True, timeout=300)
     frames, options = CAPTURED[name]
     options = ["--input", path, *options, "--keyframes", ",".join(map(str, frames)), "--inbetweens", "1"]
     options += ["--quality", "draft", "--backend", BACKEND, "--job", tmp_path / "job", "--out", out]

@@ -12,9 +12,11 @@ import bpy
 import mathutils
 import numpy as np
 import pytest
-from lim_for_blender.blender_addon import capture_scene, compat, exr, png, shape_keys, vertex_colours
-from lim_for_blender.lim_core import protocol, reduction, request
-from lim_for_blender.lim_core.errors import LimError
+from lim_for_blender.blender_addon.result import export, shape_keys, vertex_colours
+from lim_for_blender.blender_addon.source import capture_scene, compat, evaluated, exr, png
+from lim_for_blender.lim_core.shared import protocol, request
+from lim_for_blender.lim_core.shared.errors import LimError
+from lim_for_blender.lim_core.tracking import reduction
 
 KEYFRAMES = (1.0, 4.0, 10.0)
 TO_MODEL = np.array([[0.25, 0, 0, -1.5], [0, 0.25, 0, 0.75], [0, 0, 0.25, -0.5], [0, 0, 0, 1]])
@@ -64,7 +66,7 @@ def world_positions(scene, object, frame: float) -> np.ndarray:
     scene.frame_set(whole, subframe=part)
     graph = bpy.context.evaluated_depsgraph_get()
     shown = object.evaluated_get(graph)
-    points = capture_scene.coordinates(shown.data).astype(np.float64)
+    points = evaluated.coordinates(shown.data).astype(np.float64)
     matrix = np.array(shown.matrix_world, np.float64)
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
@@ -397,7 +399,7 @@ def result(scene, tmp_path):
 def test_glb_comes_back_with_every_target(scene, tmp_path, result):
     object, arrays = result
     before = counts()
-    (file,) = shape_keys.export(object, tmp_path / "Größe zwei.glb")
+    (file,) = export.export(object, tmp_path / "Größe zwei.glb")
     assert counts() == before and bpy.context.scene == scene
     data = file.read_bytes()
     (length,) = struct.unpack_from("<I", data, 12)
@@ -438,13 +440,13 @@ def pixels_of(image) -> np.ndarray:
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".usd", ".usdz"])
 def test_uvs_and_texture_come_back(scene, tmp_path, result, suffix):
     object = result[0]
-    shape_keys.export(object, tmp_path / f"x{suffix}")  # of an earlier result, with another texture
+    export.export(object, tmp_path / f"x{suffix}")  # of an earlier result, with another texture
     png.write(tmp_path / "job" / protocol.TEXTURE_FILE, np.full((8, 8, 3), (1, 2, 3), np.uint8))
     bpy.data.objects.remove(object)
     bpy.data.images.remove(bpy.data.images["creature"])
     object = shape_keys.write_result(scene, tmp_path / "job")
     uvs, pixels = uvs_of(object.data), pixels_of(vertex_colours.base_image(object.data))
-    file = next(f for f in shape_keys.export(object, tmp_path / f"x{suffix}") if f.suffix == suffix)
+    file = next(f for f in export.export(object, tmp_path / f"x{suffix}") if f.suffix == suffix)
     bpy.ops.wm.read_factory_settings(use_empty=True)
     importers = {".glb": bpy.ops.import_scene.gltf, ".obj": bpy.ops.wm.obj_import}
     importers.get(suffix, bpy.ops.wm.usd_import)(filepath=str(file))
@@ -460,7 +462,7 @@ def test_caches_come_back(scene, tmp_path, result, suffix):
     if exporter not in dir(bpy.ops.wm):
         pytest.skip("this Blender is built without it")
     before = counts()
-    (file,) = shape_keys.export(object, tmp_path / f"cache{suffix}")
+    (file,) = export.export(object, tmp_path / f"cache{suffix}")
     assert counts() == before
     bpy.ops.wm.read_factory_settings(use_empty=True)
     if suffix == ".abc":
@@ -561,7 +563,7 @@ def test_vertex_colours_are_exported(scene, tmp_path, coloured, suffix):
     inside(coloured.data)
     vertex_colours.bake(coloured)
     wanted = srgb_of(coloured.data)
-    files = shape_keys.export(coloured, tmp_path / f"x{suffix}")
+    files = export.export(coloured, tmp_path / f"x{suffix}")
     bpy.ops.wm.read_factory_settings(use_empty=True)
     if suffix == ".glb":
         bpy.ops.import_scene.gltf(filepath=str(files[0]))
@@ -601,14 +603,14 @@ def z_up(points: np.ndarray) -> np.ndarray:
 
 def test_pc2_and_obj(scene, tmp_path, result):
     object, arrays = result
-    files = shape_keys.export(object, tmp_path / "cache.pc2")
+    files = export.export(object, tmp_path / "cache.pc2")
     assert [f.name for f in files] == ["cache.pc2", "cache_lim.obj", "cache_lim.png", "cache_lim.mtl"]
     data = files[0].read_bytes()
     magic, version, vertices, start, step, frames = struct.unpack_from("<12siiffi", data)
     assert (magic, version, vertices, start, step, frames) == (b"POINTCACHE2\0", 1, 6, 0.0, 1.0, 5)
     points = z_up(np.frombuffer(data, "<f4", offset=32).reshape(5, 6, 3)) + np.array(object.location)
     assert np.abs(points - [expected_positions(arrays, TO_MODEL, i) for i in range(5)]).max() < 1e-5
-    files = shape_keys.export(object, tmp_path / "sequence" / "frame.obj")
+    files = export.export(object, tmp_path / "sequence" / "frame.obj")
     objs = [f for f in files if f.suffix == ".obj"]
     assert [f.name for f in objs] == [f"frame_lim_{i:04d}.obj" for i in range(1, 6)]
     lines = objs[3].read_text(encoding="utf-8").splitlines()
@@ -623,8 +625,8 @@ def test_obj_and_pc2_come_back_at_the_scenes_frames(scene, tmp_path):
     assert asked.frames() == [1.0, 2.0, 3.0, 5.5, 8.0]
     frames = range(1, 9)
     wanted = [world_positions(scene, object, frame) for frame in frames]
-    sequence = [f for f in shape_keys.export(object, tmp_path / "hero.obj") if f.suffix == ".obj"]
-    cache, still, *_ = shape_keys.export(object, tmp_path / "hero.pc2")
+    sequence = [f for f in export.export(object, tmp_path / "hero.obj") if f.suffix == ".obj"]
+    cache, still, *_ = export.export(object, tmp_path / "hero.pc2")
     assert len(sequence) == len(frames)
     place = np.array(object.location)
     own = bpy.data.objects.new("own", object.data.copy())
@@ -646,8 +648,8 @@ def test_obj_and_pc2_touch_no_other_file(scene, tmp_path, result):
     for suffix in (".obj", ".mtl", ".png"):
         (tmp_path / f"hero{suffix}").write_text("mine")
     for kind in (".pc2", ".obj"):
-        shape_keys.export(result[0], tmp_path / f"hero{kind}")
-        shape_keys.export(result[0], tmp_path / f"hero{kind}")
+        export.export(result[0], tmp_path / f"hero{kind}")
+        export.export(result[0], tmp_path / f"hero{kind}")
         assert {(tmp_path / f"hero{suffix}").read_text() for suffix in (".obj", ".mtl", ".png")} == {"mine"}
 
 
@@ -673,10 +675,10 @@ def test_an_own_meshs_image_is_exported_whatever_it_is(scene, tmp_path, result, 
     node.image = made
     if kind == "gone":
         with pytest.raises(LimError) as caught:
-            shape_keys.export(object, tmp_path / "x.obj")
+            export.export(object, tmp_path / "x.obj")
         assert caught.value.code == "missing_file" and "paint" in caught.value.message
         return
-    picture, material = shape_keys.export(object, tmp_path / "x.obj")[-2:]
+    picture, material = export.export(object, tmp_path / "x.obj")[-2:]
     assert picture.name == ("x_lim.jpg" if kind == "packed_jpeg" else "x_lim.png")
     assert f"map_Kd {picture.name}" in material.read_text(encoding="utf-8")
     assert (picture.read_bytes()[:2] == b"\xff\xd8") == (kind == "packed_jpeg")
@@ -689,24 +691,22 @@ def test_a_failed_exporter_leaves_no_part_behind(scene, tmp_path, result, monkey
         path.write_bytes(b"half")
         raise RuntimeError("Error: the disk went away")
 
-    monkeypatch.setitem(
-        shape_keys.EXPORTS, ".glb", ("", "", functools.partial(shape_keys._export_scene, half, shape_keys._whole))
-    )
+    monkeypatch.setitem(export.EXPORTS, ".glb", ("", "", functools.partial(export._export_scene, half, export._whole)))
     with pytest.raises(LimError, match="went away"):
-        shape_keys.export(result[0], tmp_path / "x.glb")
+        export.export(result[0], tmp_path / "x.glb")
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_export_refuses_what_it_cannot_do(scene, tmp_path, result):
     with pytest.raises(LimError) as caught:
-        shape_keys.export(result[0], tmp_path / "x.fbx")
+        export.export(result[0], tmp_path / "x.fbx")
     assert caught.value.code == "bad_request"
     bpy.ops.mesh.primitive_cube_add()
     with pytest.raises(LimError) as caught:
-        shape_keys.export(bpy.context.object, tmp_path / "x.glb")
+        export.export(bpy.context.object, tmp_path / "x.glb")
     assert caught.value.code == "nothing_selected"
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(LimError) as caught:
-        shape_keys.export(result[0], blocked / "x.pc2")
+        export.export(result[0], blocked / "x.pc2")
     assert caught.value.code in ("read_only", "missing_file", "internal")

@@ -11,22 +11,13 @@ import bpy
 import numpy as np
 import pytest
 from bpy_extras.object_utils import world_to_camera_view
-from lim_for_blender.blender_addon import (
-    clip_camera,
-    command_line,
-    compat,
-    ids,
-    import_video,
-    job_folders,
-    jobs,
-    operators,
-    png,
-    preferences,
-    preview_picture,
-    shape_keys,
-)
-from lim_for_blender.lim_core import cameras, protocol, request
-from lim_for_blender.lim_core.errors import Cancelled, LimError
+from lim_for_blender.blender_addon import command_line, folders, ids
+from lim_for_blender.blender_addon.job import asking, job_folders, jobs
+from lim_for_blender.blender_addon.result import export, shape_keys
+from lim_for_blender.blender_addon.source import clip_camera, compat, import_video, png
+from lim_for_blender.blender_addon.ui import panel_settings, preview_picture
+from lim_for_blender.lim_core.shared import cameras, protocol, request
+from lim_for_blender.lim_core.shared.errors import Cancelled, LimError
 from mathutils import Vector
 
 from test_addon import run, snapshot
@@ -86,8 +77,8 @@ def write_film(folder: Path, path: Path) -> None:
 def settings(scene, tmp_path, fake):
     """A function that gives the settings of a video's job."""
 
-    def make(path: Path, mode: str = "good", stop_after_views: bool = False, **video) -> jobs.Settings:
-        return jobs.Settings(
+    def make(path: Path, mode: str = "good", stop_after_views: bool = False, **video) -> asking.Settings:
+        return asking.Settings(
             source="video", video={"video": str(path), **video}, quality="draft", backend=fake(mode),
             cache=str(tmp_path / "jöbs"), name="Rose", stop_after_views=stop_after_views,
         )  # fmt: skip
@@ -251,7 +242,7 @@ def timing(scene) -> tuple:
 
 def test_only_the_button_changes_the_scenes_timing(addon, scene, settings, pictures, fake, monkeypatch, tmp_path):
     monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(preferences, "backend_python", lambda: fake("good"))
+    monkeypatch.setattr(folders, "backend_python", lambda: fake("good"))
     before = timing(scene)
     assert bpy.ops.lim.import_video(filepath=str(pictures)) == {"FINISHED"}
     scene.lim.quality, scene.lim.name, scene.lim.video_start = "draft", "Rose", 101
@@ -289,7 +280,7 @@ def test_a_deleted_camera_is_no_camera(addon, scene, settings, pictures):
 @pytest.mark.parametrize("suffix", [".glb", ".abc", ".usd", ".obj", ".pc2"])
 def test_a_result_with_a_camera_is_exported_alone(scene, settings, pictures, tmp_path, suffix):
     outcome = jobs.run_job(scene, settings(pictures))
-    files = shape_keys.export(scene.objects[outcome.object_name], tmp_path / f"rose{suffix}")
+    files = export.export(scene.objects[outcome.object_name], tmp_path / f"rose{suffix}")
     assert files[0].stat().st_size > 1000
 
 
@@ -397,7 +388,7 @@ def test_a_cancelled_job_leaves_the_scene_and_can_be_run_again(scene, settings, 
 
 def test_the_views_are_shown_and_the_job_stops_there_and_goes_on(addon, scene, pictures, fake, monkeypatch, tmp_path):
     monkeypatch.setenv("LIM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(preferences, "backend_python", lambda: fake("good:3"))
+    monkeypatch.setattr(folders, "backend_python", lambda: fake("good:3"))
     shown = []
     load = preview_picture.load
     monkeypatch.setattr(
@@ -463,7 +454,7 @@ def test_the_panels_settings_become_the_request(addon, scene, pictures, tmp_path
     bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "scene.blend"))
     chosen = bpy.context.scene.lim
     chosen.source, chosen.video = "VIDEO", "//ein Clip é/f_005.png"
-    asked = lambda: jobs.check(bpy.context.scene, operators.settings_from(bpy.context))  # noqa: E731
+    asked = lambda: asking.check(bpy.context.scene, panel_settings.settings_from(bpy.context))  # noqa: E731
     plain = asked()
     assert plain.video == str(pictures / "f_005.png") and plain.keyframes == () and plain.template == "reconstructed"
     defaults = request.Request(keyframes=())

@@ -22,10 +22,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lim_core import cameras, checkpoint, config, protocol, request
-from lim_core.config import ModelConfig
-from lim_core.data import procedural, rays
-from lim_core.images import Views
+from lim_core.data import procedural
+from lim_core.mesh import rays
+from lim_core.networks import checkpoint, config
+from lim_core.networks.config import ModelConfig
+from lim_core.networks.images import Views
+from lim_core.shared import cameras, protocol, request
 
 TINY = ModelConfig(
     image_size=32, patch=8, width=32, heads=2, encoder_blocks=1, blocks=3, lim_blocks=2, plane_tokens=4, upsample=4,

@@ -5,10 +5,10 @@ import dataclasses
 
 import numpy as np
 
-from lim_core import cameras
-from lim_core.arap import Arap
-from lim_core.capture import Capture
-from lim_core.observation import Observation
+from lim_core.job.capture import Capture
+from lim_core.mesh.arap import Arap
+from lim_core.shared import cameras
+from lim_core.tracking.observation import Observation
 
 
 def tube(length=1.5, radius=0.16, rings=48, around=24):

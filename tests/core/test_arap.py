@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core.arap import Arap, Coarse, polar, rotation_matrices
-from lim_core.errors import LimError
+from lim_core.mesh.arap import Arap, Coarse, polar, rotation_matrices
+from lim_core.shared.errors import LimError
 
 TURN = rotation_matrices(np.array([[1.0, 2.0, 0.3]]))[0]
 

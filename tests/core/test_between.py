@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core import between
-from lim_core.arap import Arap, rotation_matrices
+from lim_core.mesh.arap import Arap, rotation_matrices
+from lim_core.tracking import between
 
 HALVES = [0.0, 0.5, 1.0]
 

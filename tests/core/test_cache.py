@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lim_core import cameras
-from lim_core.data import augment, packs, procedural, shapes
+from lim_core.data import augment, command_line, procedural, sequences, shapes
 from lim_core.data import cache as caches
-from lim_core.errors import LimError
+from lim_core.mesh import packs
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
 
-rays = pytest.importorskip("lim_core.data.rays", exc_type=ImportError)
+rays = pytest.importorskip("lim_core.mesh.rays", exc_type=ImportError)
 SIZE = 32
 
 
@@ -52,14 +53,14 @@ def vanishing() -> packs.Pack:
 @pytest.fixture(scope="module", autouse=True)
 def small_shards():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caches, "SHARD", 8)
+        patch.setattr(sequences, "SHARD", 8)
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("cache")
-    assert caches.fill([], made, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2) == 8
+    assert sequences.fill([], made, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2) == 8
     return made
 
 
@@ -74,10 +75,10 @@ def test_a_sequence_comes_back_as_it_was_rendered(tmp_path, monkeypatch, supersa
 
     monkeypatch.setattr(rays, "sample", listen)
     plain = dataclasses.replace(augment.Augmentation(), colours=0)
-    row = caches.render_sequence(
+    row = sequences.render_sequence(
         procedural.make_object(4), SIZE, np.random.default_rng(1), augmentation=plain, supersample=supersample
     )
-    caches.write_shard(tmp_path / "0000_0000", [row, row], {})
+    sequences.write_shard(tmp_path / "0000_0000", [row, row], {})
     sequence = caches.Cache(tmp_path).sequence(1)
     assert sequence["rgba"].shape == (5, 8, SIZE, SIZE, 4) and sequence["maps"].shape == (5, 8, SIZE, SIZE, 9)
     for step, ((_, positions, matrix, k, _), seen) in enumerate(rendered):
@@ -132,10 +133,10 @@ def test_whole_pictures_as_they_were_stored_before_are_still_read(folder, tmp_pa
 
 
 def test_the_seed_decides(folder, tmp_path):
-    caches.fill([], tmp_path, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2)
+    sequences.fill([], tmp_path, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2)
     for path in folder.rglob("*.npy"):
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
-    caches.fill([], tmp_path, size=SIZE, sequences=8, seed=6, procedural=1.0, supersample=2)
+    sequences.fill([], tmp_path, size=SIZE, sequences=8, seed=6, procedural=1.0, supersample=2)
     found = caches.Cache(tmp_path)
     assert len(found.index) == 16
     assert (np.asarray(found.sequence(0)["rgba"]) != np.asarray(found.sequence(8)["rgba"])).any()
@@ -143,19 +144,19 @@ def test_the_seed_decides(folder, tmp_path):
 
 # ---- what can go wrong -----------------------------------------------------------------------------------------------
 def test_a_run_that_was_stopped_goes_on_and_leaves_no_halves(folder, tmp_path):
-    assert caches.fill([], tmp_path, size=SIZE, sequences=16, seed=5, procedural=1.0, deadline=time.monotonic()) == 0
+    assert sequences.fill([], tmp_path, size=SIZE, sequences=16, seed=5, procedural=1.0, deadline=time.monotonic()) == 0
     assert not list(tmp_path.iterdir()) and not caches.Cache(tmp_path).index
     crashed = tmp_path / "0005_0000"  # a process that was killed while it wrote, by an older version
     crashed.mkdir()
     (crashed / "rgba.npy").write_bytes(b"half")
     assert not caches.Cache(tmp_path).index
-    caches.fill([], tmp_path, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2)
+    sequences.fill([], tmp_path, size=SIZE, sequences=8, seed=5, procedural=1.0, supersample=2)
     assert [p.name for p in tmp_path.iterdir()] == ["0005_0000"] and len(caches.Cache(tmp_path).index) == 8
 
 
 def test_a_full_disk_is_said_and_costs_one_shard(tmp_path, monkeypatch):
-    row = caches.render_sequence(arm(), 16, np.random.default_rng(0))
-    caches.write_shard(tmp_path / "0000_0000", [row], {})
+    row = sequences.render_sequence(arm(), 16, np.random.default_rng(0))
+    sequences.write_shard(tmp_path / "0000_0000", [row], {})
     written = []
 
     def full(path, array):
@@ -165,14 +166,14 @@ def test_a_full_disk_is_said_and_costs_one_shard(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(LimError, match="0000_0001") as caught:
-        caches.write_shard(tmp_path / "0000_0001", [row], {})
+        sequences.write_shard(tmp_path / "0000_0001", [row], {})
     assert caught.value.code == "disk_full"
     assert [p.name for p in tmp_path.iterdir()] == ["0000_0000"]
 
 
 def test_pictures_of_another_size_are_not_mixed_in(folder):
     with pytest.raises(LimError, match="holds pictures of 32 pixels, 64 were asked for") as caught:
-        caches.fill([], folder, size=64, sequences=8, seed=9, procedural=1.0)
+        sequences.fill([], folder, size=64, sequences=8, seed=9, procedural=1.0)
     assert caught.value.code == "bad_request" and len(list(folder.iterdir())) == 1
 
 
@@ -180,7 +181,7 @@ def test_a_missing_library_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "manifold3d", None)
     lines: list[str] = []
     with pytest.raises(LimError, match="manifold3d"):
-        caches.fill([], tmp_path, size=16, sequences=64, seed=0, procedural=1.0, supersample=1, say=lines.append)
+        sequences.fill([], tmp_path, size=16, sequences=64, seed=0, procedural=1.0, supersample=1, say=lines.append)
     assert not lines
 
 
@@ -188,25 +189,25 @@ def test_a_broken_pack_is_left_out_and_named(tmp_path):
     packs.save(arm(), tmp_path / "good.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:500])
     lines: list[str] = []
-    found = caches.read_packs(packs.list_packs(tmp_path), lines.append)
+    found = sequences.read_packs(packs.list_packs(tmp_path), lines.append)
     assert [pack.name for pack in found] == ["good.npz"] and len(lines) == 1 and "cut.npz" in lines[0]
     with pytest.raises(LimError, match="None of the 1 packs can be read"):
-        caches.read_packs([tmp_path / "cut.npz"], lines.append)
+        sequences.read_packs([tmp_path / "cut.npz"], lines.append)
     with pytest.raises(LimError, match="no pack to render"):
-        caches.fill([], tmp_path / "out", size=16, sequences=1, seed=0)
+        sequences.fill([], tmp_path / "out", size=16, sequences=1, seed=0)
 
 
 def test_a_pack_that_vanishes_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     with pytest.raises(LimError, match="'vanishing.npz' shows nothing at frame 2.0 of its clip 'gone'"):
-        caches.render_sequence(vanishing(), 16, np.random.default_rng(0))
-    monkeypatch.setattr(caches, "read_packs", lambda paths, say: [vanishing(), arm()])
+        sequences.render_sequence(vanishing(), 16, np.random.default_rng(0))
+    monkeypatch.setattr(sequences, "read_packs", lambda paths, say: [vanishing(), arm()])
     lines: list[str] = []
-    assert caches.fill([], tmp_path, size=16, sequences=8, seed=0, supersample=1, say=lines.append) == 8
+    assert sequences.fill([], tmp_path, size=16, sequences=8, seed=0, supersample=1, say=lines.append) == 8
     assert len(lines) == 1 and "vanishing.npz" in lines[0]
-    monkeypatch.setattr(caches, "read_packs", lambda paths, say: [vanishing()])
-    monkeypatch.setattr(caches, "TRIES", 5)
+    monkeypatch.setattr(sequences, "read_packs", lambda paths, say: [vanishing()])
+    monkeypatch.setattr(sequences, "TRIES", 5)
     with pytest.raises(LimError, match="vanishing.npz"):
-        caches.fill([], tmp_path, size=16, sequences=8, seed=1, say=lines.append)
+        sequences.fill([], tmp_path, size=16, sequences=8, seed=1, say=lines.append)
 
 
 @pytest.mark.parametrize("name", ["rgba", "bits"])
@@ -223,12 +224,12 @@ def test_a_damaged_shard_is_named(folder, tmp_path, name):
 
 def test_the_command_spreads_over_processes_and_draws_a_sheet(tmp_path, capsys):
     options = ["-", str(tmp_path / "ca che"), "--size", "16", "--sequences", "32", "--supersampling", "1"]
-    assert caches.main([*options, "--processes", "2", "--seed", "3", "--sheet", str(tmp_path / "s.png")]) == 0
+    assert command_line.main([*options, "--processes", "2", "--seed", "3", "--sheet", str(tmp_path / "s.png")]) == 0
     assert sorted(p.name for p in (tmp_path / "ca che").iterdir()) == ["0003_0000", "0004_0000"]
     picture = np.array(Image.open(tmp_path / "s.png"))
     assert picture.shape == (8 * 16, 9 * 16, 3) and len(np.unique(picture)) > 50
     with pytest.raises(SystemExit):
-        caches.main(["-", str(tmp_path), "--size", "17"])
+        command_line.main(["-", str(tmp_path), "--size", "17"])
 
 
 def test_the_benchmark_prints_its_table(tmp_path, monkeypatch, capsys):
@@ -236,7 +237,7 @@ def test_the_benchmark_prints_its_table(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(throughput, "CASES", ((16, 1),))
     monkeypatch.setattr(throughput, "SECONDS", 0.2)
-    assert caches.main(["-", "--benchmark"]) == 0
+    assert command_line.main(["-", "--benchmark"]) == 0
     row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 16²")]
     assert len(row) == 1 and float(row[0].split("|")[3]) > 1
 

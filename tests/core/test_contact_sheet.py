@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lim_core import cameras, contact_sheet, protocol, request, result
-from lim_core.errors import LimError
+from lim_core.job import contact_sheet, result
+from lim_core.shared import cameras, protocol, request
+from lim_core.shared.errors import LimError
 
 
 def paint(path, colour, alpha=255):

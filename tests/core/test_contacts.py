@@ -9,10 +9,13 @@ import trimesh
 from scipy.spatial import cKDTree
 
 import shapes
-from lim_core import cameras, contacts, pipeline, surface
-from lim_core.capture import Capture
-from lim_core.request import Request
-from lim_core.worker import Reporter
+from lim_core.job.capture import Capture
+from lim_core.job.reporter import Reporter
+from lim_core.mesh import surface
+from lim_core.shared import cameras
+from lim_core.shared.request import Request
+from lim_core.stages import of_mesh
+from lim_core.tracking import contacts
 
 BOX = trimesh.creation.box((0.3, 0.3, 0.6)).subdivide().subdivide().subdivide()
 PLACES = np.array([[-0.15, 0.15], [-0.4, 0.15]])  # x of the two boxes at the keyframes
@@ -34,7 +37,7 @@ ASKED = Request(keyframes=(1.0, 2.0), inbetweens=0, template_faces=2000, image_s
 
 
 def fused(capture: Capture, apart=()) -> tuple[np.ndarray, np.ndarray]:
-    return pipeline.fused_mesh(ASKED, capture, 0, apart)
+    return of_mesh.fused_mesh(ASKED, capture, 0, apart)
 
 
 def box_of(vertices: np.ndarray) -> np.ndarray:
@@ -83,7 +86,7 @@ def test_the_template_is_cut_where_parts_only_touched():
     seen = [shapes.capture_of(at, faces, shut, *rig, 128) for at in (shut, opened)]
     capture = Capture(np.stack([s[1] for s in seen]), np.stack([s[0] for s in seen]), *rig, 4)
     asked = Request(keyframes=(1.0, 2.0), inbetweens=0, template_faces=1600, image_size=128, views=8)
-    vertices, triangles = pipeline.fused_mesh(asked, capture, 0)
+    vertices, triangles = of_mesh.fused_mesh(asked, capture, 0)
     template = {"vertices": vertices.astype(np.float32), "faces": triangles.astype(np.int32), "home": np.array(0)}
     still = np.concatenate([template["vertices"]] * 2)  # networks that know of no motion
     surfaces = {
@@ -91,8 +94,8 @@ def test_the_template_is_cut_where_parts_only_touched():
         "interval": np.zeros(2, int), "alpha": np.array([0.0, 1.0]),
     }  # fmt: skip
     reporter = Reporter(machine=False)
-    traced = pipeline.trace_template(asked, template, surfaces, reporter)
-    result = pipeline.fit_apart(asked, capture, template, surfaces, traced, reporter)
+    traced = of_mesh.trace_template(asked, template, surfaces, reporter)
+    result = of_mesh.fit_apart(asked, capture, template, surfaces, traced, reporter)
 
     def holes(vertices, faces) -> int:
         return 1 - (len(vertices) - len(surface.edges_of(faces)) + len(faces)) // 2

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lim_core import cameras
-from lim_core.data import bake, creatures, motion, packs, patterns, procedural, shapes
-from lim_core.errors import LimError
+from lim_core.data import bake, creatures, motion, patterns, procedural, shapes
+from lim_core.mesh import packs
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
 
-rays = pytest.importorskip("lim_core.data.rays", exc_type=ImportError)
+rays = pytest.importorskip("lim_core.mesh.rays", exc_type=ImportError)
 
 
 def sphere(radius: float = 0.5, rows: int = 96) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,11 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from conftest import TINY
-from lim_core import checkpoint, config, perceptual
-from lim_core.data import packs, procedural
-from lim_core.errors import LimError
+from lim_core.data import procedural
 from lim_core.evaluation import alpha, evaluate, interpolation, metrics, pictures, reconstruction, scenes, speed
+from lim_core.mesh import packs
+from lim_core.networks import checkpoint, config, perceptual
+from lim_core.shared.errors import LimError
 
 
 @pytest.fixture(scope="module")

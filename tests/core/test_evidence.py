@@ -8,8 +8,8 @@ import dataclasses
 import torch
 
 from conftest import TINY, ball_views
-from lim_core.evidence import Advance, Pillars, fuse
-from lim_core.lrm import LRM
+from lim_core.networks.evidence import Advance, Pillars, fuse
+from lim_core.networks.lrm import LRM
 
 SIZE = 32
 FINE = dataclasses.replace(TINY, image_size=64)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core import cameras, fit
-from lim_core.arap import Arap
-from lim_core.capture import Capture
-from lim_core.errors import LimError
+from lim_core.job.capture import Capture
+from lim_core.mesh.arap import Arap
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
+from lim_core.tracking import fit
 
 
 @pytest.fixture(scope="module")

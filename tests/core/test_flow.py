@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lim_core import cameras
-from lim_core.capture import Capture
-from lim_core.errors import LimError
 from lim_core.evaluation import flow
+from lim_core.job.capture import Capture
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
 
 SIZE = 64
 

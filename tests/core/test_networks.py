@@ -11,10 +11,10 @@ import torch
 from jaxtyping import TypeCheckError
 
 from conftest import TINY, ball_views
-from lim_core import checkpoint, config
-from lim_core.errors import LimError
-from lim_core.lim import LIM, Anchors
-from lim_core.lrm import LRM, Features
+from lim_core.networks import checkpoint, config
+from lim_core.networks.lim import LIM, Anchors
+from lim_core.networks.lrm import LRM, Features
+from lim_core.shared.errors import LimError
 
 
 def test_features_are_the_outputs_of_the_last_blocks():
@@ -158,7 +158,7 @@ def test_an_untrained_triplane_is_nearly_empty():
 
 def test_a_wrong_shape_is_noticed():
     """The canary: without it, nobody would see that the shapes in the signatures are no longer checked."""
-    from lim_core.triplane import sample_planes
+    from lim_core.networks.triplane import sample_planes
 
     with pytest.raises(TypeCheckError):
         sample_planes(torch.zeros(1, 2, 4, 8, 8), torch.zeros(1, 5, 3))

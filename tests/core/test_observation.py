@@ -7,8 +7,8 @@ import numpy as np
 import trimesh
 
 import shapes
-from lim_core import cameras
-from lim_core.observation import most_open
+from lim_core.shared import cameras
+from lim_core.tracking.observation import most_open
 
 
 def test_the_keyframe_where_parts_are_apart_is_the_most_open():

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lim_core import perceptual
-from lim_core.errors import LimError
+from lim_core.networks import perceptual
+from lim_core.shared.errors import LimError
 
 LAYERS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's numbers of VGG-16's convolutions
 

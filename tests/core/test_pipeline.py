@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from conftest import make_job
-from lim_core import checkpoint, protocol, request
-from lim_core.errors import LimError
+from lim_core.networks import checkpoint
+from lim_core.shared import protocol, request
+from lim_core.shared.errors import LimError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,10 +150,10 @@ def test_a_followed_object_is_put_back_on_its_way(finished, tmp_path):
 def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):
     job = make_job(tmp_path / "own", tiny_weights, template="mesh")
     with pytest.raises(LimError):
-        from lim_core import capture
+        from lim_core.job import capture
 
         capture.read_template(job)
-    from lim_core import surface
+    from lim_core.mesh import surface
 
     with np.load(job / protocol.depth_file(0)) as data, np.load(job / protocol.CAMERAS_FILE) as cameras:
         vertices, faces = surface.fuse_depth(

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from conftest import TINY, ball_views
-from lim_core import checkpoint, config
-from lim_core.errors import LimError
-from lim_core.lim import LIM
-from lim_core.lrm import LRM
+from lim_core.networks import checkpoint, config
+from lim_core.networks.lim import LIM
+from lim_core.networks.lrm import LRM
+from lim_core.shared.errors import LimError
 from lim_core.training import train
 
 transformers = pytest.importorskip("transformers")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from conftest import TINY
 from lim_core import __main__ as command_line
-from lim_core import checkpoint, config
-from lim_core.errors import LimError
+from lim_core.networks import checkpoint, config
+from lim_core.shared.errors import LimError
 from lim_core.training import bring_home, recipe, renderers
 
 

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lim_core import reduction
+from lim_core.tracking import reduction
 
 
 def motion(frames: int = 17, vertices: int = 40) -> np.ndarray:

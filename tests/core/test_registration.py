@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core import cameras, correspond, registration, texture
-from lim_core.arap import Arap
-from lim_core.observation import Observation
+from lim_core.mesh import texture
+from lim_core.mesh.arap import Arap
+from lim_core.shared import cameras
+from lim_core.tracking import correspond, registration
+from lim_core.tracking.observation import Observation
 
 
 @pytest.fixture(scope="module")

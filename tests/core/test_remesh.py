@@ -7,9 +7,9 @@ import trimesh
 from scipy.spatial import cKDTree
 
 import shapes
-from lim_core import cameras, remesh, surface
-from lim_core.data import rays
 from lim_core.evaluation import metrics
+from lim_core.mesh import rays, remesh, surface
+from lim_core.shared import cameras
 
 
 @pytest.fixture(scope="module")

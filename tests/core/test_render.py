@@ -8,9 +8,9 @@ import math
 import torch
 
 from conftest import TINY
-from lim_core import cameras
-from lim_core.render import composite, occupancy, render_image, render_rays, sphere_interval
-from lim_core.triplane import TriplaneDecoder, density_grid
+from lim_core.networks.render import composite, occupancy, render_image, render_rays, sphere_interval
+from lim_core.networks.triplane import TriplaneDecoder, density_grid
+from lim_core.shared import cameras
 
 
 class Ball(torch.nn.Module):

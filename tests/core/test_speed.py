@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import TINY
-from lim_core import checkpoint
+from lim_core.networks import checkpoint
 from lim_core.training import speed
 
 

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from lim_core import cameras, steady
+from lim_core.shared import cameras
+from lim_core.tracking import steady
 
 TIMES = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 14.0]
 CAMERA = cameras.look_at(0.0, 20.0)

@@ -6,8 +6,9 @@ import pytest
 import trimesh
 
 import shapes
-from lim_core import cameras, surface
-from lim_core.errors import LimError
+from lim_core.mesh import surface
+from lim_core.shared import cameras
+from lim_core.shared.errors import LimError
 
 
 def closed(vertices, faces) -> bool:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import shapes
-from lim_core import trace
-from lim_core.arap import Arap
-from lim_core.errors import LimError
+from lim_core.mesh.arap import Arap
+from lim_core.shared.errors import LimError
+from lim_core.tracking import trace
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 import shapes
-from lim_core import capture, protocol, request, surface
-from lim_core.data import packs, procedural
+from lim_core.data import procedural
 from lim_core.evaluation import evaluate, job, tracing, tracking
+from lim_core.job import capture
+from lim_core.mesh import packs, surface
+from lim_core.shared import protocol, request
 
 SIZE = 96
 

@@ -18,17 +18,17 @@ import torch
 from safetensors import safe_open
 
 from conftest import TINY, ball_views
-from lim_core import checkpoint, config, evidence
-from lim_core.data import cache as caches
+from lim_core.data import sequences
 from lim_core.data.cache import STEPS, Cache
-from lim_core.errors import LimError
+from lim_core.networks import checkpoint, config, evidence
+from lim_core.shared.errors import LimError
 from lim_core.training import batches, logs, losses, processes, speed, state, train, watch
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    done = caches.fill([], folder, size=32, sequences=32, seed=0, procedural=1.0, supersample=1)
+    done = sequences.fill([], folder, size=32, sequences=32, seed=0, procedural=1.0, supersample=1)
     assert done == 32
     return folder
 
@@ -145,7 +145,7 @@ def test_the_patch_is_a_square_of_the_picture(cache):
 
 def test_the_loss_falls_on_one_scene(cache):
     torch.manual_seed(0)
-    from lim_core.lrm import LRM
+    from lim_core.networks.lrm import LRM
 
     model = LRM(TINY)
     batch = batches.draw(Cache(cache), 1, 256, np.random.default_rng(0), interpolation=False)

@@ -13,10 +13,12 @@ import torch
 pytest.importorskip("diffusers")
 
 from conftest import TINY
-from lim_core import checkpoint, config, pipeline
-from lim_core.data import packs, procedural
-from lim_core.errors import LimError
+from lim_core.data import procedural
 from lim_core.evaluation import evaluate, tracking, video
+from lim_core.mesh import packs
+from lim_core.networks import checkpoint, config
+from lim_core.shared.errors import LimError
+from lim_core.stages import pipeline
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 

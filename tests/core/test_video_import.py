@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import clips
-from lim_core import cameras, protocol, request
-from lim_core.errors import LimError
-from lim_core.request import Request
+from lim_core.job.reporter import Reporter
+from lim_core.shared import cameras, protocol, request
+from lim_core.shared.errors import LimError
+from lim_core.shared.request import Request
 from lim_core.video import clip, decode, foreground, importing
-from lim_core.worker import Reporter
 
 
 def asked(path, **changes) -> Request:

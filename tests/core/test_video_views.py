@@ -17,11 +17,12 @@ import torch
 pytest.importorskip("diffusers")
 
 import clips
-from lim_core import cameras, protocol, request, steady
-from lim_core.data import cache
-from lim_core.errors import LimError
-from lim_core.images import pixel_rays
-from lim_core.video import adapters, body, command_line, multiview, splat, views
+from lim_core.data import cache, sequences
+from lim_core.networks.images import pixel_rays
+from lim_core.shared import cameras, protocol, request, video_options
+from lim_core.shared.errors import LimError
+from lim_core.tracking import steady
+from lim_core.video import adapters, body, multiview, splat, views
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -419,16 +420,17 @@ def test_the_command_line_makes_the_request(tmp_path):
 
     parser = argparse.ArgumentParser()
     parser.add_argument("job")
-    command_line.add_arguments(parser.add_argument_group("a video"))
+    video_options.add_arguments(parser.add_argument_group("a video"))
     args = parser.parse_args([str(tmp_path / "j"), "--video", "clip.mp4", "--step", "2", "--quality", "draft"])
-    command_line.write_request(args)
+    video_options.write_request(args)
     asked = request.read(tmp_path / "j")
     assert asked.video == os.path.abspath("clip.mp4") and asked.video_step == 2 and asked.image_size == 256
     assert asked.weights == "" and asked.name == "clip"
 
 
 def test_the_source_view_dominates_the_texture(finished, monkeypatch):
-    from lim_core import pipeline, texture
+    from lim_core.mesh import texture
+    from lim_core.stages import of_mesh
 
     seen = {}
     monkeypatch.setattr(texture, "bake", lambda *args, trust, **more: seen.update(trust=trust))
@@ -436,7 +438,7 @@ def test_the_source_view_dominates_the_texture(finished, monkeypatch):
     capture = type("Capture", (), dict.fromkeys(("rgba", "depth_planar", "camera_to_world", "intrinsics"), 1))
     monkeypatch.setattr(texture, "unwrap", lambda *args: np.zeros((1, 3, 2)))
     template = {"vertices": None, "faces": None, "home": 0}
-    pipeline.bake_texture(asked, capture, template, {"keyframes": None}, None, None, None, _Silent())
+    of_mesh.bake_texture(asked, capture, template, {"keyframes": None}, None, None, None, _Silent())
     assert seen["trust"][0] == 1 and (seen["trust"][1:] < 0.2).all()
 
 
@@ -449,7 +451,8 @@ class _Silent:
 
 
 def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    from lim_core.data import packs, procedural
+    from lim_core.data import procedural
+    from lim_core.mesh import packs
     from lim_core.training import logs
     from lim_core.training import multiview as training
 
@@ -457,8 +460,8 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "packs" / "thing.npz"
     path.parent.mkdir()
     packs.save(pack, path)
-    monkeypatch.setattr(cache, "SHARD", 4)
-    cache.fill([path], tmp_path / "cache", size=SIZE, sequences=8, seed=0, supersample=1)
+    monkeypatch.setattr(sequences, "SHARD", 4)
+    sequences.fill([path], tmp_path / "cache", size=SIZE, sequences=8, seed=0, supersample=1)
     tiny = training.MultiviewConfig(SIZE, (16, 24, 32), 2)
     monkeypatch.setitem(training.PRESETS, "nano", tiny)
     monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
@@ -486,13 +489,14 @@ def test_training_learns_and_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_batches_are_clips_or_as_many_single_frames(tmp_path, monkeypatch):
-    from lim_core.data import packs, procedural
+    from lim_core.data import procedural
+    from lim_core.mesh import packs
     from lim_core.training import multiview as training
 
     path = tmp_path / "thing.npz"
     packs.save(procedural.make_object(3), path)
-    monkeypatch.setattr(cache, "SHARD", 2)
-    cache.fill([path], tmp_path / "cache", size=SIZE, sequences=2, seed=0, supersample=1)
+    monkeypatch.setattr(sequences, "SHARD", 2)
+    sequences.fill([path], tmp_path / "cache", size=SIZE, sequences=2, seed=0, supersample=1)
     kept, rng = cache.Cache(tmp_path / "cache"), np.random.default_rng(0)
     clips = training.draw(kept, 2, 3, SIZE, 0.0, rng)
     singles = training.draw(kept, 2, 3, SIZE, 1.0, rng)

@@ -224,9 +224,9 @@ def settle(seconds: float = 2.0):
 # ---- what is done ----------------------------------------------------------------------------------------------------
 def set_up():
     addon_utils.enable(ADDON, default_set=True)
-    operators = importlib.import_module(f"{ADDON}.blender_addon.operators")
-    panels = importlib.import_module(f"{ADDON}.blender_addon.panels")
-    preferences = importlib.import_module(f"{ADDON}.blender_addon.preferences")
+    operators = importlib.import_module(f"{ADDON}.blender_addon.ui.operators")
+    panels = importlib.import_module(f"{ADDON}.blender_addon.ui.panels")
+    preferences = importlib.import_module(f"{ADDON}.blender_addon.ui.preferences")
     chosen = preferences.get()
     chosen.weights_folder = WEIGHTS
     if PYTHON.parents[1].name == "backend":
@@ -241,7 +241,7 @@ def set_up():
     yield from clear_window()
     for object in list(bpy.data.objects):
         bpy.data.objects.remove(object)
-    demo = importlib.import_module(f"{ADDON}.blender_addon.demo_scene")
+    demo = importlib.import_module(f"{ADDON}.install.scenes.demo_scene")
     with here():
         source = demo.build_creature(bpy.context.scene)
         for object in bpy.context.scene.objects:
@@ -379,16 +379,16 @@ def script():
 
 def video():
     """A clip of the source, the other views looked at, and the result over the clip."""
-    operators = importlib.import_module(f"{ADDON}.blender_addon.operators")
+    operators = importlib.import_module(f"{ADDON}.blender_addon.ui.operators")
     root = Path(operators.ids.ROOT)
     if not VIEWS and not (root / "lim_core/weights/multiview").is_dir():
         report["video"] = "There are no weights for a video's views."
         return
-    clip_camera = importlib.import_module(f"{ADDON}.blender_addon.clip_camera")
+    clip_camera = importlib.import_module(f"{ADDON}.blender_addon.source.clip_camera")
     scene, job = bpy.context.scene, bpy.context.window_manager.lim_job
     with here():
         scene.frame_set(1)
-        capture_scene = importlib.import_module(f"{ADDON}.blender_addon.capture_scene")
+        capture_scene = importlib.import_module(f"{ADDON}.blender_addon.source.capture_scene")
         clip = film(capture_scene, scene, ("Dino",), tuple(range(1, 10, 2)), WORK / "film")
         bpy.data.batch_remove(list(scene.objects))
         bpy.ops.lim.import_video(filepath=str(clip))

@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lim_core import protocol, request  # noqa: E402
+from lim_core.shared import protocol, request  # noqa: E402
 
 
 def say(name: str, **fields) -> None:
@@ -259,7 +259,7 @@ def import_clip(job: Path) -> None:
     """What the import of a clip leaves: a film of nine frames, or as many as there are pictures."""
     import numpy as np
 
-    from lim_core import cameras
+    from lim_core.shared import cameras
 
     wanted = request.read(job)
     path = Path(wanted.video)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lim_core import cameras  # noqa: E402
+from lim_core.shared import cameras  # noqa: E402
 
 SIZE = 64
 

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "install"), str(ROOT)]
 
 import demo  # noqa: E402
-from lim_core.errors import LimError  # noqa: E402
+from lim_core.shared.errors import LimError  # noqa: E402
 
 
 def test_the_demo_and_the_script_have_the_same_examples():
-    tree = ast.parse((ROOT / "blender_addon" / "poses_scene.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "install" / "scenes" / "poses_scene.py").read_text(encoding="utf-8"))
     built = next(n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "EXAMPLES")
     assert [key.value for key in built.keys] == list(demo.EXAMPLES)
 

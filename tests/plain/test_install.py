@@ -32,7 +32,7 @@ import extension  # noqa: E402
 import locations  # noqa: E402
 import problems  # noqa: E402
 import uninstall  # noqa: E402
-from lim_core.errors import LimError  # noqa: E402
+from lim_core.shared.errors import LimError  # noqa: E402
 
 LOCKS = sorted((ROOT / "install").glob("*.lock.txt"))
 THIS_PYTHON = (f"{sys.version_info[0]}.{sys.version_info[1]}",)

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from lim_core import protocol  # noqa: E402
-from lim_core.errors import LimError, from_os_error  # noqa: E402
+from lim_core.shared import protocol  # noqa: E402
+from lim_core.shared.errors import LimError, from_os_error  # noqa: E402
 
 SOURCES = sorted(path for folder in ("lim_core", "blender_addon", "install") for path in (ROOT / folder).rglob("*.py"))
 
@@ -37,9 +37,9 @@ def operator_ids() -> set[str]:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and "lim." in str(node.value.value)
     }
-    source = (ROOT / "blender_addon" / "operators.py").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "blender_addon" / "ui").glob("*.py"))
     registered = set(re.findall(r"bl_idname = ids\.(\w+)", source))
-    return {names[name] for name in registered}
+    return {names[name] for name in registered if name in names}
 
 
 def test_every_raised_code_is_known():
@@ -61,7 +61,7 @@ def test_every_code_of_the_vocabulary_can_happen():
 def test_every_fixing_operator_exists_and_has_words():
     ids = operator_ids()
     assert "lim.generate" in ids
-    panels = (ROOT / "blender_addon" / "panels.py").read_text(encoding="utf-8")
+    panels = (ROOT / "blender_addon" / "ui" / "panels.py").read_text(encoding="utf-8")
     constants = (ROOT / "blender_addon" / "ids.py").read_text(encoding="utf-8")
     for code, (_, fix) in protocol.ERROR_CODES.items():
         if fix:
@@ -78,12 +78,13 @@ def test_exit_codes_are_the_documented_ones():
 
 def test_emitted_events_are_handled_events():
     emitted = set()
-    for path in (ROOT / "lim_core" / "worker.py", ROOT / "blender_addon" / "command_line.py"):
+    for name in ("lim_core/worker.py", "lim_core/job/reporter.py", "blender_addon/job/background.py"):
+        path = ROOT / name
         emitted |= {first for name, _, first in calls(path) if name in ("event", "say") and first}
     assert emitted - {"preview"} == set(protocol.EVENTS) - {"preview"}
     handled = set()
     for name in ("worker", "jobs"):
-        text = (ROOT / "blender_addon" / f"{name}.py").read_text(encoding="utf-8")
+        text = (ROOT / "blender_addon" / "job" / f"{name}.py").read_text(encoding="utf-8")
         handled |= set(re.findall(r'"(\w+)"', text))
     assert set(protocol.EVENTS) <= handled
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rules that hold for the repository as a whole: who imports what, versions that agree, licences, sizes."""
+"""Rules that hold for the repository as a whole: versions that agree, licences, sizes. Who may import what: test_imports.py."""
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -12,44 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = sorted(path for folder in ("lim_core", "blender_addon", "install") for path in (ROOT / folder).rglob("*.py"))
-BLENDERS = {
-    "bpy",
-    "bmesh",
-    "mathutils",
-    "bpy_extras",
-    "bl_ui",
-    "bl_operators",
-    "gpu",
-    "aud",
-    "addon_utils",
-    "imbuf",
-    "freestyle",
-}
-SHARED = ("__init__", "protocol", "errors", "request", "cameras")
-"""Modules of lim_core that Blender's Python imports too."""
-MODULE_OF = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml", "fast-simplification": "fast_simplification"}
-
-
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """The first names of all absolute imports of a file; only those that run when it is imported, if `top_level`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    found = set()
-    for node in tree.body if top_level else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module.split(".")[0])
-    return found
-
-
-def locked(*names: str) -> set[str]:
-    """Modules of the packages that these locks install."""
-    packages = set()
-    for name in names:
-        text = (ROOT / "install" / f"{name}.lock.txt").read_text(encoding="utf-8")
-        packages |= set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))
-    return {MODULE_OF.get(package, package.replace("-", "_")) for package in packages}
 
 
 def tracked() -> list[Path]:
@@ -61,30 +22,6 @@ def tracked() -> list[Path]:
         pytest.skip("not a checkout")
     paths = [ROOT / name for name in run.stdout.decode().split("\0") if name]
     return [path for path in paths if path.is_file()]
-
-
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    found = imports(path)
-    side = path.relative_to(ROOT).parts[0]
-    outside = found - sys.stdlib_module_names
-    if side == "lim_core":
-        assert not outside & BLENDERS, "the backend knows nothing of Blender"
-        parts = path.relative_to(ROOT / "lim_core").parts
-        extra = ("training", "test") if parts[0] in ("training", "evaluation", "data", "pretrained.py") else ()
-        allowed = locked("backend", *extra) | {"lim_core"}
-        assert outside <= allowed, "every package that the backend imports is locked"
-        if len(parts) == 1 and path.stem in SHARED:
-            assert outside <= {"numpy"}, "Blender's Python imports this too"
-    elif side == "blender_addon":
-        assert outside <= BLENDERS | {"numpy", "lim_core", "blender_addon"}, "Blender's Python has nothing else"
-        taken = re.findall(r"from \.*lim_core import (.+)", path.read_text(encoding="utf-8"))
-        modules = {name.strip() for names in taken for name in names.split(",")}
-        assert modules <= {*SHARED, "__version__"}, "the rest of lim_core may need torch"
-    elif path.name != "lock.py":
-        siblings = {sibling.stem for sibling in path.parent.glob("*.py")}
-        assert outside <= siblings | {"lim_core"}, "standard library only"
-        assert not (imports(path) & {"pip", "numpy", "torch"})
 
 
 def test_no_module_of_install_hides_one_of_python():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lim_core import protocol, request  # noqa: E402
-from lim_core.errors import LimError  # noqa: E402
+from lim_core.shared import protocol, request  # noqa: E402
+from lim_core.shared.errors import LimError  # noqa: E402
 
 GOOD = request.Request(keyframes=(1.0, 9.0, 17.5), inbetweens=3, name="Kätzchen 猫", weights="/ein Ordner/w")
 

@@ -24,9 +24,9 @@ def _load():
 
 
 _load()
-from lim_for_blender.blender_addon import backend, worker  # noqa: E402
-from lim_for_blender.lim_core import protocol, request  # noqa: E402
-from lim_for_blender.lim_core.errors import Cancelled, LimError  # noqa: E402
+from lim_for_blender.blender_addon.job import backend, worker  # noqa: E402
+from lim_for_blender.lim_core.shared import protocol, request  # noqa: E402
+from lim_for_blender.lim_core.shared.errors import Cancelled, LimError  # noqa: E402
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Meshes: surfaces, topology, deformation, textures, and the renderer of textured meshes."""

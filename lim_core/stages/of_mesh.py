@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The stages that make the mesh: template, motion, fit and texture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from ..job import capture as captures
+from ..job.capture import Capture
+from ..job.reporter import Reporter
+from ..mesh import remesh, surface, texture
+from ..mesh.arap import Arap
+from ..networks import checkpoint, triplane
+from ..shared.errors import LimError
+from ..shared.request import Request, interval_alphas, placed
+from ..tracking import between, contacts, fit, trace
+from ..tracking.observation import most_open
+from ..tracking.steady import steady
+from .of_networks import SURFACE_LEVEL, triplane_depth
+
+TEMPLATE_GRID = 128  # of a template taken from the triplane
+
+
+MADE_UP = 0.05  # what a generated view counts in the texture against the clip itself
+
+
+def template_mesh(job: Path, request: Request, capture: Capture, reconstruction, folders, device, reporter: Reporter):
+    """`vertices` float32 [V, 3] at keyframe `home`, `faces` int32 [F, 3].
+
+    The artist's own mesh is at home at the first keyframe, a fused one where the fewest parts touch.
+    """
+    home = 0
+    if request.template == "mesh":
+        vertices, faces = captures.read_template(job)
+    elif capture.depth_planar is not None:
+        home = most_open(capture.depth_planar, capture.camera_to_world, capture.intrinsics)
+        reporter.progress(0.4)
+        vertices, faces = fused_mesh(
+            request, capture, home, on_progress=lambda fraction: reporter.progress(0.4 + 0.6 * fraction)
+        )
+    else:
+        lrm = checkpoint.load(folders["lrm"], "lrm", device)
+        planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]
+        grid = triplane.density_grid(lrm.decoder, planes, TEMPLATE_GRID).cpu().numpy()
+        # A network that is unsure of the shape gives a thin fog: its surface is where half of the thickest is reached.
+        level = min(SURFACE_LEVEL, 0.5 * float(grid.max()))
+        vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
+        vertices, faces = remesh.reduce(surface.taubin(vertices, faces), faces, request.template_faces)
+    return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32), "home": np.array(home)}
+
+
+def fused_mesh(
+    request: Request,
+    capture: Capture,
+    keyframe: int,
+    apart: Sequence[np.ndarray] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """vertices [V, 3] and faces [F, 3] of what the depth of one keyframe shows; `apart` as in `surface.fuse_depth`."""
+    report = on_progress or (lambda fraction: None)
+    seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
+    vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
+    vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
+    return remesh.without_slivers(remesh.settle(vertices, faces, *remesh.captured(*seen)), faces)
+
+
+def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
+    """What `canonical` found, interval by interval."""
+    bounds = list(zip(surfaces["start"], surfaces["start"][1:]))
+    found = []
+    for k in np.unique(surfaces["interval"]):
+        parts = [slice(*bounds[row]) for row in np.flatnonzero(surfaces["interval"] == k)]
+        found.append(trace.Matches([surfaces["points"][p] for p in parts], [surfaces["canonical"][p] for p in parts]))
+    return found
+
+
+def trace_template(request: Request, template, surfaces, reporter: Reporter, *, rigid: bool = True):
+    """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth.
+
+    From the origin of every frame: `placed` puts them together.
+
+    Args:
+        rigid: match with ARAP; otherwise the bare nearest neighbour of the paper's section 3.4.
+    """
+    positions, confidence = trace.trace_outwards(
+        template["vertices"],
+        matches(surfaces),
+        int(template["home"]),
+        Arap(template["vertices"], template["faces"]) if rigid else None,
+        stiffness=0.25 * 16 ** float(request.smoothness),  # 0.25 … 4
+        on_progress=reporter.progress,
+    )
+    return {"positions": positions.astype(np.float32), "confidence": confidence.astype(np.float32)}
+
+
+def fit_apart(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
+    """`fit_capture`; and once more, with the template cut apart, where the first time shows parts that only touched.
+
+    What `fit_capture` gives of the better of the two. Where that is the second, the new template is in it, too, `vertices` and
+    `faces`, and its feed-forward result, `traced` and `traced_confidence`.
+    """
+    with reporter.part(0.0, 0.7):
+        first = fit_capture(request, capture, template, surfaces, traced, reporter)
+    if request.template == "mesh" or not len(first["misfit"]):
+        return first
+    webs = contacts.webbed(template["vertices"], template["faces"], first["keyframes"], capture)
+    apart = contacts.contacts(template["vertices"], template["faces"], webs)
+    if not apart:
+        return first
+    try:
+        vertices, faces = fused_mesh(request, capture, int(template["home"]), apart)
+    except LimError:  # nothing would be left
+        return first
+    cut = template | {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
+    with reporter.part(0.7, 0.75):
+        traced = trace_template(request, cut, surfaces, reporter)
+    # Where the mesh goes is known by now: the second time it only has to settle.
+    distance, near = cKDTree(template["vertices"]).query(vertices, k=4)
+    share = 1 / np.maximum(distance, 1e-6)
+    share /= share.sum(1, keepdims=True)
+    moved = np.asarray(first["keyframes"], np.float64) - template["vertices"]
+    starts = vertices + np.einsum("vn,kvni->kvi", share, moved[:, near])
+    with reporter.part(0.75, 1.0):
+        second = fit_capture(request, capture, cut, surfaces, traced, reporter, starts=starts)
+    left = contacts.webbed(cut["vertices"], cut["faces"], second["keyframes"], capture)
+    before = contacts.area(template["vertices"], template["faces"][webs])
+    after = contacts.area(cut["vertices"], cut["faces"][left])
+    if after >= before or second["misfit"].mean() > first["misfit"].mean():  # no web, or one that is needed
+        return first
+    return second | {
+        "vertices": cut["vertices"],
+        "faces": cut["faces"],
+        "traced": traced["positions"],
+        "traced_confidence": traced["confidence"],
+    }
+
+
+def fit_capture(
+    request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter, starts: np.ndarray | None = None
+):
+    """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
+
+    `positions` [T, V, 3] from the first keyframe's origin, `confidence` [T, V], `residuals` [K] (mean distance to the captured
+    points, model units) and `misfit` [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted, from their own
+    origins: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
+
+    Args:
+        surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
+        traced: of `trace_template`.
+        starts: [K, V, 3], where the mesh is known to be, nearly, at the keyframes.
+    """
+    entries = [request.entry(k) for k in range(len(request.keyframes))]
+    if not request.fit or capture.depth_planar is None:
+        return {
+            "positions": placed(request, traced["positions"]),
+            "confidence": traced["confidence"],
+            "keyframes": traced["positions"][entries],
+            "residuals": np.zeros(0),
+            "misfit": np.zeros(0),
+        }
+    home, count = int(template["home"]), capture.keyframes
+    arap = Arap(template["vertices"], template["faces"])
+    networks = None if surfaces is None else matches(surfaces)
+
+    def guess(k: int, to: int, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        if networks is None or abs(to - home) < abs(k - home):  # they were carried outwards only
+            return None, None
+        positions, sure = networks[min(k, to)].moved(vertices, end=True)
+        return positions[-1], sure[-1]
+
+    fitted, residuals = fit.fit_keyframes(
+        template["vertices"], template["faces"], arap, capture, home=home, guess=guess, starts=starts,
+        smoothness=request.smoothness,
+        on_progress=lambda f: reporter.progress(0.8 * f),
+    )  # fmt: skip
+    shown = fitted  # where the texture is seen
+    if request.source == "video":
+        fitted = steady(fitted, request.keyframes, capture.camera_to_world[0])
+    carried = np.array(request.carried())[:, None]
+    moves = None
+    confidence = np.zeros((len(request.frames()), len(fitted[0])))
+    confidence[entries[home]] = 1
+    if networks is not None:
+        moves = [networks[k].moved(fitted[k if k >= home else k + 1]) for k in range(count - 1)]
+        moves = [move if k >= home else tuple(part[::-1] for part in move) for k, move in enumerate(moves)]
+        for k, (way, sure) in enumerate(moves):
+            these, outwards = slice(entries[k], entries[k + 1] + 1), slice(1, None) if k >= home else slice(0, -1)
+            confidence[these][outwards] = sure[outwards]
+            moves[k] = way + carried[these], sure
+    positions = between.interpolate(
+        arap, fitted + carried[entries], request.keyframes, [interval_alphas(request, k) for k in range(count - 1)], moves,
+        on_progress=lambda f: reporter.progress(0.8 + 0.2 * f),
+    )  # fmt: skip
+    return {
+        "positions": positions.astype(np.float32),
+        "confidence": confidence.astype(np.float32),
+        "keyframes": shown.astype(np.float32),
+        "residuals": np.array([r.distance for r in residuals]),
+        "misfit": np.array([r.misfit for r in residuals]),
+    }
+
+
+def bake_texture(request, capture: Capture, template, fitted, reconstruction, folders, device, reporter: Reporter):
+    """`loop_uvs` float32 [F, 3, 2] and `image` uint8 [S, S, 3]; nothing for the artist's own mesh, which keeps its own."""
+    if request.template == "mesh":
+        return {}
+    loop_uvs = texture.unwrap(template["vertices"], template["faces"], request.texture_size)
+    reporter.progress(0.3)
+    depth = capture.depth_planar
+    if depth is None:
+        depth = triplane_depth(capture, reconstruction, folders, device)
+    trust = None
+    if request.source == "video":  # the clip dominates where it sees; the made-up views fill the rest
+        trust = np.where(np.arange(request.views) == 0, 1.0, MADE_UP)
+    image = texture.bake(
+        fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, depth, capture.camera_to_world,
+        capture.intrinsics, request.texture_size, home=int(template["home"]), trust=trust,
+        on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
+    )  # fmt: skip
+    return {"loop_uvs": loop_uvs.astype(np.float32), "image": image}
