@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 # Every call of a function whose signature states shapes is checked against them (test_networks.py has the canary).
 install_import_hook(
-    [f"lim_core.{name}" for name in ("evidence", "images", "lim", "lrm", "render", "triplane")], "beartype.beartype"
+    [f"lim_core.networks.{name}" for name in ("evidence", "images", "lim", "lrm", "render", "triplane")],
+    "beartype.beartype",
 )
 
 import numpy as np
