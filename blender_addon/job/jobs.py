@@ -149,6 +149,8 @@ class Job:
         backend.check(settings.backend)
         self._open_folder(wanted)
         job_folders.check_space(self.folder, space_needed(wanted))
+        for code, message, hint in settings.notes:
+            self._emit("warning", code=code, message=message, hint=hint)
         self._check_cancelled()
         yield
 

@@ -11,8 +11,9 @@ import bpy
 import numpy as np
 
 from ...lim_core.shared.errors import LimError
-from . import compat
+from . import compat, mesh_swaps
 from .albedo import GENERATED
+from .keyframes import GONE, moving_blocks
 
 PHYSICS = {"CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "FLUID", "EXPLODE", "PARTICLE_SYSTEM", "PARTICLE_INSTANCE"}
 
@@ -21,6 +22,7 @@ FLESHLESS = {"ARMATURE", "EMPTY", "LATTICE"}  # selected, they stand for what ha
 
 
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
+MESHED = {"MESH", "META", *OUTLINES}  # of other types Blender makes no mesh, and prints that as an error
 
 
 @dataclasses.dataclass
@@ -31,6 +33,8 @@ class Proxy:
     matrix: np.ndarray
     """[4, 4] float64, mesh to world"""
     colour: tuple[float, float, float, float]
+    name: str = ""
+    """Of the object; empty for an instance."""
 
 
 def family(object: bpy.types.Object, scene: bpy.types.Scene) -> list[bpy.types.Object]:
@@ -55,7 +59,7 @@ def family(object: bpy.types.Object, scene: bpy.types.Scene) -> list[bpy.types.O
 def evaluation(
     scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False
 ) -> Iterator[Callable[[float | None], bpy.types.Depsgraph]]:
-    """Evaluate `objects` as the viewport would, even if they are hidden, excluded, or of no collection of the scene.
+    """Evaluate `objects` as the viewport would, what an add-on swaps included (see `mesh_swaps`), even if they are hidden, excluded, or of no collection of the scene.
 
     Yields a function from a scene frame (None: the current one) to the dependency graph at that frame. Objects whose
     visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at the end.
@@ -75,6 +79,7 @@ def evaluation(
         scene.collection.children.link(collection)
         for other in layer.layer_collection.children:
             other.exclude = other.collection != collection
+        swapped = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
         undo.callback(scene.frame_set, frame[0], subframe=frame[1])
         last: list[int] = []
 
@@ -85,6 +90,8 @@ def evaluation(
                 for step in range(last[-1] + 1 if last else scene.frame_start, whole):
                     scene.frame_set(step)
             scene.frame_set(whole, subframe=part)
+            if moment is not None:
+                swapped(moment)
             last.append(whole)
             layer.update()
             return layer.depsgraph
@@ -144,17 +151,39 @@ def bake(
                 made[key] = _frozen_mesh(shown, depsgraph, rest)
             if made[key] is not None:
                 matrix = np.array(instance.matrix_world, np.float64)
-                proxies.append(Proxy(made[key], matrix, tuple(shown.color)))
+                if _has_area(matrix):
+                    name = "" if instance.is_instance else shown.name_full
+                    proxies.append(Proxy(made[key], matrix, tuple(shown.color), name))
     except BaseException:
         bpy.data.batch_remove([mesh for mesh in made.values() if mesh])
         raise
     return proxies
 
 
+def _has_area(matrix: np.ndarray) -> bool:
+    """Whether an object of this matrix [4, 4] can have a surface; scaled to nothing it has none, wherever it stands."""
+    return np.linalg.svd(matrix[:3, :3], compute_uv=False)[1] > 0
+
+
+def without_vanished(keyframes: list[list[Proxy]]) -> list[list[Proxy]]:
+    """The proxies [K][N] of every keyframe, but for objects scaled down to a thousandth of what they are at another one:
+    stop motion hides the poses that are not shown like that."""
+    sizes: dict[str, float] = {}
+    for proxy in (proxy for proxies in keyframes for proxy in proxies if proxy.name):
+        sizes[proxy.name] = max(sizes.get(proxy.name, 0.0), _scale(proxy))
+    return [[p for p in proxies if not p.name or _scale(p) > GONE * sizes[p.name]] for proxies in keyframes]
+
+
+def _scale(proxy: Proxy) -> float:
+    return float(np.linalg.norm(proxy.matrix[:3, :3], 2))
+
+
 def _frozen_mesh(
     shown: bpy.types.Object, depsgraph: bpy.types.Depsgraph, rest: dict[str, np.ndarray]
 ) -> bpy.types.Mesh | None:
     """A copy of the evaluated surface; None where there is none (lamps, volumes, wires)."""
+    if shown.type not in MESHED:
+        return None
     try:
         mesh = bpy.data.meshes.new_from_object(shown, preserve_all_data_layers=False, depsgraph=depsgraph)
     except RuntimeError:  # “object does not have geometry data”

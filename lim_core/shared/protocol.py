@@ -84,6 +84,9 @@ EXIT_RESULT, EXIT_CRASH, EXIT_USAGE, EXIT_INPUT, EXIT_BACKEND, EXIT_RESOURCES, E
 # ---- warning codes ------------------------------------------------------------------------------------------------
 WARNING_CODES = (
     "missing_texture",  # a source image file was not found: drawn in flat colour
+    "clips_left_out",  # a file holds more clips than can play at once
+    "nothing_moves",  # the source looks the same at every keyframe
+    "addon_missing",  # the animation needs an add-on that is not there
     "weak_matches",  # many vertices had no confident canonical match
     "small_in_view",  # the object fills little of the views (large root motion, say)
     "no_depth",  # no captured depth: the fit stage is skipped
