@@ -149,6 +149,8 @@ class Job:
         backend.check(settings.backend)
         self._open_folder(wanted)
         job_folders.check_space(self.folder, space_needed(wanted))
+        for code, message, hint in settings.notes:
+            self._emit("warning", code=code, message=message, hint=hint)
         self._check_cancelled()
         yield
 
@@ -355,7 +357,10 @@ class Job:
     def _emit(self, name: str, **fields) -> None:
         event = {**fields, "event": name}
         if name == "warning":
-            self.warnings.append({key: event[key] for key in ("code", "message", "hint")})
+            told = {key: event[key] for key in ("code", "message", "hint")}
+            if told in self.warnings:
+                return
+            self.warnings.append(told)
         self._on_event(event)
 
     def _warn_of_unsaved_images(self) -> None:
