@@ -9,14 +9,15 @@ def register():
     import bpy
 
     from . import ids
-    from .ui import operators, panels, preferences, properties
+    from .ui import importing_source, operators, panels, preferences, properties
 
     global _command
-    for module in (properties, preferences, operators, panels):
+    for module in (properties, preferences, operators, importing_source, panels):
         for cls in module.CLASSES:
             bpy.utils.register_class(cls)
     properties.attach()
     operators.attach()
+    importing_source.attach()
     panels.attach()
     _command = bpy.utils.register_cli_command(ids.COMMAND, _run_command)
 
@@ -25,16 +26,17 @@ def unregister():
     """Stop what runs and remove all that `register` added."""
     import bpy
 
-    from .ui import operators, panels, preferences, properties
+    from .ui import importing_source, operators, panels, preferences, properties
 
     global _command
     panels.detach()
+    importing_source.detach()
     operators.detach()
     if _command is not None:
         bpy.utils.unregister_cli_command(_command)
         _command = None
     properties.detach()
-    for module in (panels, operators, preferences, properties):
+    for module in (panels, importing_source, operators, preferences, properties):
         for cls in reversed(module.CLASSES):
             bpy.utils.unregister_class(cls)
 

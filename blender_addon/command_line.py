@@ -2,7 +2,7 @@
 """The command line of the Blender side: `headless.py` and `blender --command lim` run this same code.
 
 Exit codes are those of `lim_core/shared/protocol.py`. The report (`--json`) is written however the job ends:
-`{"status": "done" | "error" | "cancelled", "code", "message", "hint", "exit_code", "blend", "glb", "exports", "object",
+`{"status": "done" | "error" | "cancelled", "code", "message", "hint", "exit_code", "blend", "glb", "exports", "object", "clip",
 "job", "keyframes", "frames", "vertices", "seconds": {stage: s}, "warnings": [{"code", "message", "hint"}]}`; for a video
 also `"camera"`.
 """
@@ -50,8 +50,17 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     top.add_argument("--version", action="version", version=f"LIM for Blender {__version__}")
 
     source = top.add_argument_group("source")
-    source.add_argument("--input", default="", metavar="FILE", help="open or import this file first (.blend, .glb, …)")
-    source.add_argument("--clip", default="", help="animation to play; default: an import's first that moves")
+    source.add_argument(
+        "--input",
+        default="",
+        metavar="FILE",
+        help="open or import this first: .blend, .glb, …, or a folder of numbered meshes",
+    )
+    source.add_argument(
+        "--clip",
+        default="",
+        help="clip to play, or several: A,B; default: an import's first that moves, and all that move something else",
+    )
     source.add_argument("--scene", default="", help="scene of the file; default: the active one")
     what = source.add_mutually_exclusive_group()
     what.add_argument("--objects", metavar="A,B", help="objects to capture; default: all that a render would show")
@@ -149,6 +158,7 @@ def _generate(options: argparse.Namespace) -> dict:
     job = jobs.Job(scene, settings, on_event=_Printer(options.quiet))
     before = _cancel_on_signal(job)
     report: dict = {"keyframes": list(settings.keyframes), "warnings": job.warnings, "seconds": job.seconds}
+    report["clip"] = settings.clip
     try:
         outcome = job.run()
         report.update(
@@ -247,17 +257,16 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
 
     if options.video:
         return video_settings_for(options)
-    imported: list = []
-    clip = ""
+    opened = import_file.Opened([])
     unchanged = bpy.data.filepath if _only_we_run() and not bpy.data.is_dirty else ""
     if options.input:
-        imported, clip = import_file.open_or_import(options.input, options.clip)
+        opened = import_file.open_or_import(options.input, options.clip)
         unchanged = str(Path(options.input).resolve())
     scene = scene_named(options.scene)
     source, objects, notes = _objects(options, scene)
-    if options.clip and not clip:
+    if options.clip and not opened.clips:
         where = Path(bpy.data.filepath).name or "the scene"
-        clip = import_file.choose_clip(objects, options.clip, where)
+        opened.clips, _ = import_file.choose_clips(objects, options.clip, where)
     start, end = float(scene.frame_start), float(scene.frame_end)
     if options.frame_range:
         start, end = _frame_range(options.frame_range)
@@ -272,7 +281,7 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
         frames = keyframes.parse(options.keyframes)
     else:
         frames = keyframes.default(objects, start, end)
-    if imported and not options.frame_range and source == "objects":
+    if opened.imported and not options.frame_range and source == "objects":
         keys = keyframes.of_actions(objects)  # an import's own times need not be whole frames
         start, end = min((start, *keys)), max((end, *keys))
     template_object = "" if options.template in (None, "reconstructed") else options.template
@@ -286,8 +295,8 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
         template_object=template_object,
         align_poses=not options.no_align,
         engine=options.engine,
-        clip=clip,
-        notes=tuple(notes),
+        clip=", ".join(opened.clips),
+        notes=(*opened.notes, *notes),
         unchanged_file=unchanged,
         **_common(options),
     )

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="set everything up and run the main job")
     command.add_argument(
-        "--input", default="", metavar="FILE", help="a .glb, .gltf or .blend with something that moves"
+        "--input", default="", metavar="FILE", help="what moves: a .blend, .glb, .fbx, .abc, .usd …, or a folder of numbered meshes"
     )
     command.add_argument(
         "--example", default="", choices=("", *EXAMPLES), help="poses that do not correspond, instead of the dinosaur"

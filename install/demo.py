@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = Path(arguments.input).resolve() if arguments.input else None
     if source and arguments.example:
         raise LimError("bad_request", "--input and --example each name a scene.", "Give one of them.")
-    if source and not source.is_file():
+    if source and not source.exists():
         raise LimError("missing_file", f"There is no file “{arguments.input}”.", "Check the path.")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class Settings:
     job: str = ""
     """The job folder itself, instead of one in the cache."""
     clip: str = ""
-    """Which clip of the file plays; the scene holds it, and the file alone does not say it."""
+    """Which clips of the file play; the scene holds them, and the file alone does not say it."""
     notes: tuple[tuple[str, str, str], ...] = ()
     """Warnings that are known before the job begins: code, message, hint."""
     video: Mapping[str, object] = dataclasses.field(default_factory=dict)

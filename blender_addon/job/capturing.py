@@ -56,29 +56,27 @@ def capture_into(
             on_progress=lambda fraction, *_: on_fraction(fraction),
             is_cancelled=is_cancelled,
         )
-        still = [] if captured.moves else [list(_nothing_moves(spec))]
+        if captured.still:
+            named = [f"“{name}”" for name in spec["objects"][:3]] + ["…"] * (len(spec["objects"]) > 3)
+            captured.warnings.append(
+                (
+                    "nothing_moves",
+                    f"Nothing of {', '.join(named)} moves between frame {spec['keyframes'][0]:g} and "
+                    f"{spec['keyframes'][-1]:g}: the result stands still.",
+                    "Check the keyframes and the frame range. Of a mesh sequence, name the folder or its first file.",
+                )
+            )
         job_folders.write_json(
             folder / job_folders.CAPTURE_RECORD,
             {
                 "key": key,
                 "world_to_model": captured.world_to_model,
                 "origins": captured.origins,
-                "warnings": [list(warning) for warning in captured.warnings] + still,
+                "warnings": [list(warning) for warning in captured.warnings],
             },
         )
     except OSError as error:
         raise from_os_error(error, "writing the capture") from error
-
-
-def _nothing_moves(spec: dict) -> tuple[str, str, str]:
-    """The warning that a capture stands still."""
-    names = ", ".join(f"“{name}”" for name in spec["objects"][:3]) + (" …" if len(spec["objects"]) > 3 else "")
-    frames = ", ".join(f"{frame:g}" for frame in spec["keyframes"])
-    return (
-        "nothing_moves",
-        f"Nothing of {names} moves between the keyframes {frames}.",
-        "Choose keyframes between which it moves, and check that its animation plays.",
-    )
 
 
 def fingerprint_of(scene: bpy.types.Scene, settings: Settings) -> list | None:
@@ -129,18 +127,31 @@ def background_command(copy: Path, spec_file: Path) -> list[str]:
     command.append("--disable-autoexec" if bpy.app.autoexec_fail else "--enable-autoexec")
     movers = addons_that_move_things()
     if movers:
-        command += ["--addons", ",".join(movers)]
+        command += ["--python-expr", _enabling(movers)]
     return [*command, str(copy), "--python", str(headless), "--", "--capture-only", str(spec_file)]
 
 
+def _enabling(names: list[str]) -> str:
+    """What the other Blender runs before it opens the file: `--addons` would not put an add-on into the preferences, which
+    some need while they register, and knows no repository but Blender's own."""
+    repositories = {repository.module: repository for repository in bpy.context.preferences.extensions.repos}
+    lines = ["import addon_utils, bpy", "repos = bpy.context.preferences.extensions.repos"]
+    for module in sorted({name.split(".")[1] for name in names if name.startswith("bl_ext.")} & set(repositories)):
+        made = f"name={repositories[module].name!r}, module={module!r}, custom_directory={repositories[module].directory!r}"
+        lines += [f"if not any(repo.module == {module!r} for repo in repos):", f"    repos.new({made})"]
+    lines += [f"for name in {names!r}:", "    addon_utils.enable(name, default_set=True, persistent=True)"]
+    return "\n".join(lines)
+
+
 def addons_that_move_things() -> list[str]:
-    """Enabled add-ons that change the scene from frame to frame through handlers or driver functions (frame-by-frame
-    sculpting, mesh sequences): the background Blender needs them too."""
+    """Enabled add-ons that change the scene from frame to frame through handlers or driver functions: the background
+    Blender needs them too. Not Keymesh: what it does, `mesh_swaps` reads from the file."""
     handlers = bpy.app.handlers
     functions = [
-        *handlers.frame_change_pre, *handlers.frame_change_post, *handlers.load_post,
+        *handlers.frame_change_pre, *handlers.frame_change_post,
         *handlers.depsgraph_update_pre, *handlers.depsgraph_update_post, *bpy.app.driver_namespace.values(),
     ]  # fmt: skip
     modules = {getattr(function, "__module__", None) or "" for function in functions}
     enabled = [addon.module for addon in bpy.context.preferences.addons if addon.module != ids.BASE_PACKAGE]
+    enabled = [name for name in enabled if not name.rpartition(".")[2].startswith("keymesh")]
     return sorted(name for name in enabled if any(m == name or m.startswith(name + ".") for m in modules))

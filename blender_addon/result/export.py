@@ -13,7 +13,7 @@ import numpy as np
 
 from ...lim_core.shared.errors import LimError, from_os_error
 from ..source import compat, png
-from . import vertex_colours
+from . import export_timing, vertex_colours
 from .shape_keys import FRAMES
 
 
@@ -43,16 +43,24 @@ def export(object: bpy.types.Object, path: str | os.PathLike) -> list[Path]:
         raise from_os_error(error, "exporting") from error
 
 
-def _export_scene(write, object: bpy.types.Object, path: Path) -> list[Path]:
-    """Run one of Blender's exporters on a temporary scene that holds only the result, at the timing of its own scene."""
+def _export_scene(write, timing, object: bpy.types.Object, path: Path) -> list[Path]:
+    """Run one of Blender's exporters on a temporary scene that holds only the result, and plays it from frame 0 on.
+
+    Args:
+        timing: (times of the moments [K] in frames from zero) → (frames [K] at which they are shown, how much faster
+            than its own scene the temporary one plays; None for a rate that the file's own times replace).
+    """
     home = next((s for s in bpy.data.scenes if object.name in s.objects), bpy.context.scene)
-    frames = object[FRAMES]
+    shown = export_timing.moments(object, object[FRAMES])
+    times = shown - shown[0]
+    at, faster = timing(times)
     temporary = path.with_name(f"lim_part_{path.name}")
     scene = bpy.data.scenes.new("LIM export")
     try:
-        scene.render.fps, scene.render.fps_base = home.render.fps, home.render.fps_base
+        if faster is not None:
+            scene.render.fps, scene.render.fps_base = home.render.fps * faster, home.render.fps_base
         scene.unit_settings.scale_length = home.unit_settings.scale_length
-        scene.frame_start, scene.frame_end = int(np.floor(frames[0])), int(np.ceil(frames[-1]))
+        scene.frame_start, scene.frame_end = 0, int(np.ceil(at[-1] - 1e-3))
         scene.collection.objects.link(object)
         layer = scene.view_layers[0]
         layer.update()
@@ -64,12 +72,16 @@ def _export_scene(write, object: bpy.types.Object, path: Path) -> list[Path]:
             if window is not None:
                 window.scene, before = scene, window.scene
             try:
-                done = write(temporary)
+                with export_timing.played(object, shown, at):
+                    done = write(temporary)
             finally:
                 if window is not None:
                     window.scene = before
         if "FINISHED" not in done or not temporary.is_file():
             raise LimError("internal", f"Blender's exporter wrote no “{path.name}”.", "Blender's console says more.")
+        if faster is None:
+            rate = home.render.fps / home.render.fps_base
+            export_timing.set_glb_times(temporary, scene.render.fps, times / rate)
         os.replace(temporary, path)
     except (RuntimeError, AttributeError) as error:  # the exporter's own report, or a Blender built without it
         raise LimError("internal", f"Blender's exporter failed: {str(error).strip()}", "") from error
@@ -96,6 +108,22 @@ def _glb(path: Path) -> set[str]:
         export_frame_range=True,
         export_animation_mode="ACTIVE_ACTIONS",
     )
+
+
+def _one_by_one(times: np.ndarray) -> tuple[np.ndarray, None]:
+    """A moment a frame, for a file that gets the true times afterwards."""
+    return np.arange(len(times), dtype=float), None
+
+
+def _finely(times: np.ndarray) -> tuple[np.ndarray, int]:
+    """Frames cut so that each moment is met; the file's times are seconds."""
+    faster = export_timing.samples_a_frame(times)
+    return times * faster, faster
+
+
+def _whole(times: np.ndarray) -> tuple[np.ndarray, int]:
+    """Whole frames: Blender reads the times of this format as frames, whatever the rate."""
+    return times, 1
 
 
 def _alembic(path: Path) -> set[str]:
@@ -134,14 +162,13 @@ def _positions(object: bpy.types.Object) -> np.ndarray:
     return positions
 
 
-def _whole_frames(object: bpy.types.Object) -> tuple[int, np.ndarray]:
-    """The first frame and [T, V, 3] float32, one entry per whole frame of the scene as the action plays it, Y-up."""
+def _whole_frames(object: bpy.types.Object) -> np.ndarray:
+    """[T, V, 3] float32, one entry for each whole frame that has passed since the first one, in the object's space."""
     positions, frames = _positions(object), np.array(object[FRAMES])
-    wanted = np.arange(np.floor(frames[0]), np.ceil(frames[-1]) + 1)
+    wanted = frames[0] + np.arange(np.ceil(frames[-1] - frames[0] - 1e-3) + 1)
     after = np.clip(np.searchsorted(frames, wanted), 1, len(frames) - 1)
     share = np.clip((wanted - frames[after - 1]) / (frames[after] - frames[after - 1]), 0, 1).astype(np.float32)
-    mixed = positions[after - 1] + share[:, None, None] * (positions[after] - positions[after - 1])
-    return int(wanted[0]), mixed
+    return positions[after - 1] + share[:, None, None] * (positions[after] - positions[after - 1])
 
 
 def _y_up(points: np.ndarray) -> np.ndarray:
@@ -152,9 +179,8 @@ def _export_pc2(object: bpy.types.Object, path: Path) -> list[Path]:
     """Point cache 2 for a Mesh Cache modifier, in the object's space, and the mesh that it moves."""
     import struct
 
-    first, positions = _whole_frames(object)
-    positions = _y_up(positions)
-    head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], first, 1.0, len(positions))
+    positions = _y_up(_whole_frames(object))
+    head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], 0.0, 1.0, len(positions))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(head + positions.astype("<f4").tobytes())
     os.replace(temporary, path)
@@ -168,7 +194,7 @@ def _export_obj_sequence(object: bpy.types.Object, path: Path) -> list[Path]:
     matrix = np.array(object.matrix_world, np.float64)
     shared = path.with_name(f"{path.stem}_lim.obj")
     written: list[Path] = []
-    for number, points in enumerate(_whole_frames(object)[1]):
+    for number, points in enumerate(_whole_frames(object)):
         world = points @ matrix[:3, :3].T + matrix[:3, 3]
         written.append(path.with_name(f"{shared.stem}_{number + 1:04d}.obj"))
         _write_obj(object.data, written[-1], _y_up(world), shared.stem)
@@ -244,13 +270,17 @@ EXPORTS = {
     ".glb": (
         "glTF Binary (.glb)",
         "For the web and game engines: morph targets and their animation",
-        functools.partial(_export_scene, _glb),
+        functools.partial(_export_scene, _glb, _one_by_one),
     ),
-    ".abc": ("Alembic (.abc)", "A point cache that most programs read", functools.partial(_export_scene, _alembic)),
-    ".usd": ("USD (.usd)", "A point cache for USD pipelines", functools.partial(_export_scene, _usd)),
-    ".usda": ("", "", functools.partial(_export_scene, _usd)),
-    ".usdc": ("", "", functools.partial(_export_scene, _usd)),
-    ".usdz": ("", "", functools.partial(_export_scene, _usd)),
+    ".abc": (
+        "Alembic (.abc)",
+        "A point cache that most programs read",
+        functools.partial(_export_scene, _alembic, _finely),
+    ),
+    ".usd": ("USD (.usd)", "A point cache for USD pipelines", functools.partial(_export_scene, _usd, _whole)),
+    ".usda": ("", "", functools.partial(_export_scene, _usd, _whole)),
+    ".usdc": ("", "", functools.partial(_export_scene, _usd, _whole)),
+    ".usdz": ("", "", functools.partial(_export_scene, _usd, _whole)),
     ".pc2": ("Point Cache (.pc2)", "Positions alone, for a Mesh Cache modifier", _export_pc2),
     ".obj": ("Wavefront (.obj)", "One file per frame", _export_obj_sequence),
 }

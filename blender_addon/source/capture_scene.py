@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +21,14 @@ import numpy as np
 
 from ...lim_core.shared import cameras, protocol
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
-from . import png, rendered
-from .evaluated import Proxy, bake, coordinates, evaluated_template, evaluation, triangles
+from . import compat, mesh_swaps, png, rendered
+from .evaluated import Proxy, bake, coordinates, evaluated_template, evaluation, triangles, without_vanished
+from .keyframes import moving_blocks
 from .looks import Looks
 from .stage import Stage, carried
 
+STILL = 1e-4  # of the source's size: what moves by less stands still
 SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too little
-STILL = 1e-4  # of the source's size; what moves by less than that nobody sees move
 
 Progress = Callable[[float, str], None]
 
@@ -60,8 +62,8 @@ class Captured:
     """Of every keyframe, as in `request.Request`: where the cameras have followed the object to."""
     warnings: list[tuple[str, str, str]]
     """(code of protocol.WARNING_CODES, message, hint)"""
-    moves: bool
-    """Whether anything is elsewhere at another keyframe."""
+    still: bool = False
+    """Whether all keyframes look the same: nothing moves."""
 
 
 def capture(
@@ -95,8 +97,8 @@ def capture(
         _make_folder(job)
         looks = undo.enter_context(Looks())
         proxies, left_out = _bake_keyframes(undo, scene, spec, pause, looks)
-        warnings += _of_source(left_out, looks)
-        moves = _anything_moves(proxies)
+        warnings += [*rendered.notes(left_out), *looks.warnings(), *_unplayed(scene, spec)]
+        still = _stands_still(proxies)
         world_to_model, origins = _placement(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
@@ -139,7 +141,7 @@ def capture(
             _save(job / protocol.depth_file(k), depth_planar=depths)
         pause(1.0, "Captured")
     rows, places = (tuple(tuple(float(x) for x in row) for row in array) for array in (world_to_model, origins))
-    return Captured(rows, places, warnings, moves)
+    return Captured(rows, places, warnings, still)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -258,36 +260,58 @@ def _bake_keyframes(
             pose = spec.objects[k if poses else 0]
             proxies, shift = at.rendered(None if poses else frame, lambda graph: look(graph, source, pose))
             made += dict.fromkeys(proxy.mesh for proxy in proxies)
-            if not proxies:
-                raise LimError(
-                    "empty_mesh",
-                    f"{_names(_shown(spec, k))} has no surface at frame {frame:g}.",
-                    "Check the modifiers and the visibility there, or choose another keyframe.",
-                )
             if poses and spec.align_poses:
                 for proxy in proxies:
                     proxy.matrix[:3, 3] += shift
             keyframes.append(proxies)
+    keyframes = without_vanished(keyframes)
+    for k, (frame, proxies) in enumerate(zip(spec.keyframes, keyframes)):
+        if not proxies:
+            raise LimError(
+                "empty_mesh",
+                f"{_names(_shown(spec, k))} has no surface at frame {frame:g}.",
+                "Check the modifiers, the visibility and the scale there, or choose another keyframe.",
+            )
     return keyframes, left_out
 
 
-def _of_source(left_out: dict[str, str], looks: Looks) -> list[tuple[str, str, str]]:
-    """Warnings of what the capture does not have of the source."""
-    return [*rendered.notes(left_out), *looks.warnings()]
+def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str, str]]:
+    """A warning for each add-on that moves the sources where it is enabled, and that is not there."""
+    blocks = moving_blocks({object for source in _sources(scene, spec) for object in source.objects})
+    warnings = [
+        (
+            "addon_missing",
+            f"“{name}” is animated by the add-on {addon}, which is not there, and the file does not hold all it needs.",
+            f"Enable {addon}, or turn what it shows into objects, one for each pose.",
+        )
+        for name, addon in mesh_swaps.unread(blocks)
+    ]
+    for block in blocks:
+        roots = {re.match(r"\w*", curve.data_path)[0] for curve in compat.fcurves(block)} - {""}
+        for root in sorted(roots - set(block.bl_rna.properties.keys()) - set(mesh_swaps.ADDONS)):
+            warnings.append(
+                (
+                    "addon_missing",
+                    f"“{block.name}” is keyed on “{root}”, which this Blender does not know.",
+                    "If an add-on moves it, enable that add-on.",
+                )
+            )
+    return warnings
 
 
-def _anything_moves(keyframes: list[list[Proxy]]) -> bool:
-    """Whether any point of the source is elsewhere at another keyframe, by more than a hair of its size."""
+def _stands_still(keyframes: list[list[Proxy]]) -> bool:
+    """Whether all keyframes show the same points at the same places."""
     first = [_surface_points(proxy) for proxy in keyframes[0]]
-    size = np.ptp(np.concatenate(first), axis=0).max()
+    everything = np.concatenate(first)
+    near = STILL * float(np.ptp(everything, axis=0).max())
     for proxies in keyframes[1:]:
         if len(proxies) != len(first):
-            return True
+            return False
         for before, proxy in zip(first, proxies):
-            now = _surface_points(proxy)
-            if before.shape != now.shape or np.abs(before - now).max() > STILL * size:
-                return True
-    return False
+            points = _surface_points(proxy)
+            if points.shape != before.shape or np.abs(points - before).max() > near:
+                return False
+    return True
 
 
 def _placement(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,12 @@ import bpy
 import numpy as np
 
 from ...lim_core.shared.errors import LimError
-from . import compat, instance_attributes, mesh_arrays, rendered, simulated
+from . import compat, instance_attributes, mesh_arrays, mesh_swaps, rendered, simulated
+from .keyframes import GONE, moving_blocks
 from .looks import Looks, slot_materials
 from .mesh_arrays import coordinates, triangles
 
-__all__ = ["Evaluation", "Proxy", "bake", "coordinates", "evaluated_template", "evaluation", "triangles"]
+__all__ = ["Evaluation", "Proxy", "bake", "coordinates", "evaluated_template", "evaluation", "triangles", "without_vanished"]
 
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
 STRANDS = {"CURVES", "POINTCLOUD"}
@@ -35,13 +36,22 @@ class Proxy:
     colour: tuple[float, float, float, float]
     properties: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Custom properties that its materials read (`surroundings`)."""
+    name: str = ""
+    """Of the object; empty for an instance."""
 
 
 class Evaluation:
     """Objects of a scene, evaluated at one frame after the other; made by `evaluation`."""
 
-    def __init__(self, scene: bpy.types.Scene, layer: bpy.types.ViewLayer, start: int | None, render: Callable | None):
-        self._scene, self._layer, self._start, self._render = scene, layer, start, render
+    def __init__(
+        self,
+        scene: bpy.types.Scene,
+        layer: bpy.types.ViewLayer,
+        start: int | None,
+        swap: Callable[[float], None],
+        render: Callable | None,
+    ):
+        self._scene, self._layer, self._start, self._swap, self._render = scene, layer, start, swap, render
         self._last: int | None = None
 
     def __call__(self, moment: float | None) -> bpy.types.Depsgraph:
@@ -62,6 +72,8 @@ class Evaluation:
             for step in range(self._start if self._last is None else self._last + 1, whole):
                 scene.frame_set(step)
         scene.frame_set(whole, subframe=part)
+        if moment is not None:
+            self._swap(moment)
         self._last = whole
         self._layer.update()
 
@@ -70,7 +82,8 @@ class Evaluation:
 def evaluation(
     scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False, render: bool = False
 ) -> Iterator[Evaluation]:
-    """Evaluate `objects`, even if they are hidden, excluded, or of no collection of the scene.
+    """Evaluate `objects`, what an add-on swaps included (`mesh_swaps`), even if they are hidden, excluded, or of no
+    collection of the scene.
 
     Objects whose visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at
     the end.
@@ -93,6 +106,7 @@ def evaluation(
         scene.collection.children.link(collection)
         for other in layer.layer_collection.children:
             other.exclude = other.collection != collection
+        swap = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
         undo.callback(scene.frame_set, frame[0], subframe=frame[1])
         if render:
             undo.enter_context(simulated.as_rendered(simulated.owners(objects)))
@@ -101,6 +115,7 @@ def evaluation(
             scene,
             layer,
             simulated.earliest(scene, objects),
+            swap,
             undo.enter_context(rendered.rendering(scene, layer)) if render else None,
         )
 
@@ -136,7 +151,10 @@ def bake(
     made: dict[tuple, bpy.types.Mesh | None] = {}
     proxies: list[Proxy] = []
 
-    def add(shown, instance, key: tuple, matrix: np.ndarray, mesh: Callable[[], bpy.types.Mesh | None]) -> None:
+    def add(shown, instance, key: tuple, mesh: Callable[[], bpy.types.Mesh | None]) -> None:
+        matrix = np.array(instance.matrix_world, np.float64)
+        if not _has_area(matrix):
+            return
         if key not in made:
             made[key] = mesh()
             if made[key] is not None and looks is not None:
@@ -145,7 +163,8 @@ def bake(
             colour, properties = tuple(shown.color), {}
             if looks is not None:
                 colour, properties = looks.answers(instance, made[key], depsgraph)
-            proxies.append(Proxy(made[key], matrix, colour, dict(properties)))
+            name = "" if instance.is_instance else shown.name_full
+            proxies.append(Proxy(made[key], matrix, colour, dict(properties), name))
 
     if looks is not None:
         looks.begin()
@@ -165,15 +184,32 @@ def bake(
             if not instance.is_instance:
                 for system in rendered_hair(shown):
                     freeze = functools.partial(_frozen_hair, shown, system)
-                    add(shown, instance, (name, data, system.name), np.eye(4), freeze)
+                    add(shown, instance, (name, data, system.name), freeze)
                 if not instance.show_self or shown.type in OUTLINES:
                     continue
-            matrix = np.array(instance.matrix_world, np.float64)
-            add(shown, instance, (name, data), matrix, functools.partial(_frozen_mesh, shown, depsgraph))
+            add(shown, instance, (name, data), functools.partial(_frozen_mesh, shown, depsgraph))
     except BaseException:
         bpy.data.batch_remove([mesh for mesh in made.values() if mesh])
         raise
     return proxies
+
+
+def _has_area(matrix: np.ndarray) -> bool:
+    """Whether an object of this matrix [4, 4] can have a surface; scaled to nothing it has none, wherever it stands."""
+    return np.linalg.svd(matrix[:3, :3], compute_uv=False)[1] > 0
+
+
+def without_vanished(keyframes: list[list[Proxy]]) -> list[list[Proxy]]:
+    """The proxies [K][N] of every keyframe, but for objects scaled down to a thousandth of what they are at another one:
+    stop motion hides the poses that are not shown like that."""
+    sizes: dict[str, float] = {}
+    for proxy in (proxy for proxies in keyframes for proxy in proxies if proxy.name):
+        sizes[proxy.name] = max(sizes.get(proxy.name, 0.0), _scale(proxy))
+    return [[p for p in proxies if not p.name or _scale(p) > GONE * sizes[p.name]] for proxies in keyframes]
+
+
+def _scale(proxy: Proxy) -> float:
+    return float(np.linalg.norm(proxy.matrix[:3, :3], 2))
 
 
 def rendered_hair(shown: bpy.types.Object) -> list[bpy.types.ParticleSystem]:
@@ -183,7 +219,7 @@ def rendered_hair(shown: bpy.types.Object) -> list[bpy.types.ParticleSystem]:
 
 
 def _frozen_hair(shown: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.types.Mesh | None:
-    """Tubes along the strands, in the world's space, with the material of the strands."""
+    """Tubes along the strands, in the object's space, with the material of the strands."""
     mesh = mesh_arrays.of_hair(shown, system)
     if mesh is not None:
         slot = system.settings.material - 1

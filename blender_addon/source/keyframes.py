@@ -7,10 +7,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ...lim_core.shared.errors import LimError
-from . import compat
+from . import compat, mesh_swaps
 
 MOST_BY_DEFAULT = 5
 """Keyframes taken when nobody says which: every one costs a reconstruction."""
+
+GONE = 1e-3
+"""An object scaled below this part of its largest size is not seen."""
+WHOLE = 0.9
+"""From this part of its largest size on, an object that comes up from nothing has come up at once."""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _RANGE = re.compile(rf"^({_NUMBER})(?:-|\.\.|:)({_NUMBER})(?:/({_NUMBER}))?$")
@@ -61,10 +66,19 @@ def thin(frames: Sequence[float], most: int = MOST_BY_DEFAULT) -> tuple[float, .
     return tuple(sorted({min(ordered, key=lambda frame: abs(frame - time)) for time in wanted}))
 
 
-def default(objects: Iterable, start: float, end: float) -> tuple[float, ...]:
-    """The keys of what moves the objects, thinned; three frames over the range where there are not two keys in it."""
-    frames = thin(within(of_actions(objects), start, end))
+def default(objects: Sequence, start: float, end: float) -> tuple[float, ...]:
+    """What is `offered`; three frames over the range where there are not two keys in it."""
+    frames = offered(objects, start, end)
     return frames if len(frames) >= 2 else tuple(dict.fromkeys((start, float((start + end) // 2), end)))
+
+
+def offered(objects: Sequence, start: float, end: float, most: int = MOST_BY_DEFAULT) -> tuple[float, ...]:
+    """The keys of what moves the objects, thinned to `most`; where another mesh is shown at each key, all of these."""
+    poses = within(of_swaps(objects), start, end)
+    if len(poses) < 2:
+        return thin(within(of_actions(objects), start, end), most)
+    moves = thin(within(of_actions(objects, swaps=False), start, end), max(2, most - len(poses)))
+    return tuple(sorted({*poses, *moves}))
 
 
 def within(frames: Iterable[float], start: float, end: float) -> tuple[float, ...]:
@@ -87,16 +101,24 @@ def of_markers(scene) -> tuple[float, ...]:
     return tuple(sorted({float(marker.frame) for marker in scene.timeline_markers}))
 
 
-def of_actions(objects: Iterable) -> tuple[float, ...]:
+def of_actions(objects: Iterable, swaps: bool = True) -> tuple[float, ...]:
     """Frames of every key that moves the objects: their own, their shape keys', their parents', and those of the
-    objects that their modifiers and constraints point at (armatures, hooks, lattices …); NLA strips included."""
+    objects that their modifiers and constraints point at (armatures, hooks, lattices …); NLA strips included.
+
+    Args:
+        swaps: with the frames at which an object shows another mesh, or appears or vanishes by its scale.
+    """
     frames: set[float] = set()
-    for block in moving_blocks(objects):
+    blocks = moving_blocks(objects)
+    if swaps:
+        frames.update(frame for swap in mesh_swaps.among(blocks) for frame in swap.frames)
+    for block in blocks:
         animation = getattr(block, "animation_data", None)
         if animation is None:
             continue
         if animation.action:
-            frames |= _frames(animation.action, getattr(animation, "action_slot", None))
+            without = mesh_swaps.PATHS if swaps or not _vanishes(block) else (*mesh_swaps.PATHS, "scale")
+            frames |= _frames(animation.action, getattr(animation, "action_slot", None), without)
         for track in animation.nla_tracks:
             if track.mute:
                 continue
@@ -108,6 +130,36 @@ def of_actions(objects: Iterable) -> tuple[float, ...]:
                 mapped = (strip.frame_start + (key - strip.action_frame_start) * scale for key in keys)
                 frames |= {round(frame, 3) for frame in mapped if strip.frame_start <= frame <= strip.frame_end}
     return tuple(sorted(frames))
+
+
+def of_swaps(objects: Iterable) -> tuple[float, ...]:
+    """Frames at which an artist shows another mesh: by an add-on for it, or by scaling one to nothing and another up."""
+    blocks = moving_blocks(objects)
+    frames = {frame for swap in mesh_swaps.among(blocks) if swap.keyed for frame in swap.frames}
+    return tuple(sorted(frames.union(*map(_vanishes, blocks))))
+
+
+def _vanishes(block) -> set[float]:
+    """Frames from which an object is there, or gone, by a sudden change of its scale; empty if it never does so."""
+    if block.bl_rna.identifier != "Object":
+        return set()
+    curves = [curve for curve in compat.fcurves(block) if curve.data_path == "scale" and not curve.mute]
+    frames = sorted({round(key.co[0], 3) for curve in curves for key in curve.keyframe_points})
+    if {curve.array_index for curve in curves} != {0, 1, 2}:
+        return set()  # scaled along one axis alone, it is still there
+    stepped = all(key.interpolation == "CONSTANT" for curve in curves for key in curve.keyframe_points)
+    sizes = [max(abs(curve.evaluate(frame)) for curve in curves) for frame in frames]
+    there = [size > GONE * max(sizes) for size in sizes]
+    # A file that was sampled has a key at each of its frames, which need not be a frame of the scene.
+    step = sorted(later - before for before, later in zip(frames, frames[1:]))[(len(frames) - 1) // 2 :][:1]
+    sampled = 1.01 * step[0] if len(frames) > 3 else 0.0
+    whole = [size > WHOLE * max(sizes) for size in sizes]
+    sudden = []
+    for k, (before, later) in enumerate(zip(frames, frames[1:])):
+        at_once = later - before <= sampled and (whole[k] or whole[k + 1])
+        if there[k] != there[k + 1] and (stepped or later - before <= 1.001 or at_once):
+            sudden.append(later)
+    return {frames[0], *sudden} if sudden else set()
 
 
 def moving_blocks(objects: Iterable) -> list:
@@ -171,9 +223,11 @@ def _named_by_nodes(tree) -> list:
     return [value for value in found if _is_block(value)]
 
 
-def _frames(action, slot) -> set[float]:
+def _frames(action, slot, without: Sequence[str] = ()) -> set[float]:
     frames: set[float] = set()
     for curve in compat.curves_of(action, slot):
+        if curve.data_path in without:
+            continue
         points = [0.0] * (2 * len(curve.keyframe_points))
         curve.keyframe_points.foreach_get("co", points)
         frames.update(round(frame, 3) for frame in points[::2])

@@ -50,11 +50,11 @@ Generate then makes one textured mesh of it, and a camera that shows the clip be
         chosen.source = "VIDEO"
         chosen.video = path
         self.report({"INFO"}, f"“{Path(path).name}”: {chosen.video_text}")
-        _open_tab(context)
+        open_tab(context)
         return {"FINISHED"}
 
 
-def _open_tab(context) -> None:
+def open_tab(context) -> None:
     """Show the sidebar's tab LIM where the clip was dropped."""
     if context.area is None or context.area.type != "VIEW_3D":
         return

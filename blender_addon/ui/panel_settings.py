@@ -43,7 +43,7 @@ def settings_from(context) -> asking.Settings:
         frames = tuple(start + index * float(chosen.pose_spacing) for index in range(len(objects)))
         end = max(end, frames[-1])
     elif chosen.keyframe_mode == "KEYS":
-        frames = keyframes.thin(keyframes.within(keyframes.of_actions(objects), start, end), chosen.keyframe_limit)
+        frames = keyframes.offered(objects, start, end, chosen.keyframe_limit)
         if len(frames) < 2:
             raise LimError(
                 "one_keyframe",

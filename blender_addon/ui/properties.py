@@ -111,7 +111,8 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
     )
     keyframe_limit: IntProperty(
         name="At Most",
-        description="If there are more keys, this many are taken, evenly spread; each costs capture and reconstruction",
+        description="If there are more keys, this many are taken, evenly spread; each costs capture and reconstruction. "
+        "Where an add-on or a scale of nothing swaps meshes, each mesh is taken",
         default=keyframes.MOST_BY_DEFAULT,
         min=2,
         max=1000,

@@ -92,6 +92,8 @@ WARNING_CODES = (
     "displaced",  # displacement of a material is not captured
     "alpha_cards",  # sheets cut out by transparency become one opaque shell
     "strands",  # hair and points are captured as tubes and spheres
+    "clips_left_out",  # a file holds more clips than can play at once
+    "addon_missing",  # the animation needs an add-on that is not there
     "small_in_view",  # the object fills little of the views (large root motion, say)
     "no_depth",  # no captured depth: the fit stage is skipped
     "no_background",  # Blender cannot show the clip behind the result

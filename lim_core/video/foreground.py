@@ -15,11 +15,16 @@ from ..shared.errors import LimError
 from ..shared.request import Request
 from . import decode
 
-NEAR, FAR = (
-    0.06,
-    0.16,
-)  # distance from the key colour, of 1: background up to here, object from here; half for a grey key
-SATURATED = 0.25  # a key of that much chroma is a screen: it is background wherever it is seen
+NEAR, FAR = 0.03, 0.08  # distance from a grey key, of 1: background up to here, object from here
+SATURATED = 0.25  # a key of that much chroma is a screen: it is background wherever it is seen, however it is lit
+SCREEN, OBJECT = 0.88, 0.55  # a pixel's share of the screen's chroma: background from here on, object up to here
+TURNED, TURN = (
+    np.tan(np.radians(6.0)),
+    np.tan(np.radians(5.0)),
+)  # a screen's hue: as far from the key's, and from its own nearby
+LEAVES = 2.5  # how fast a hue beyond that ceases to be the screen's
+FLOOR = 0.45  # of the key's chroma and of its saturation: what has less is no screen, however dark it is
+NEARBY = 0.015  # of the picture's shorter side: how far around a pixel the screen's colour is looked for
 ENCLOSED = 0.02  # a grey key is background inside the object only where it is so exact, and
 HOLE = 0.002  # its region so large a part of the picture
 UNIFORM = 0.7  # share of the border that must be of the key colour for “auto”
@@ -115,30 +120,91 @@ def border_colour(pictures: list[np.ndarray]) -> tuple[np.ndarray, float]:
         border.append(rgb[:, -wide:].reshape(-1, 3))
     border = np.concatenate(border)
     key = np.median(border, 0)
-    return key, float((np.linalg.norm(border - key, axis=1) < FAR).mean())
+    if np.ptp(key) >= SATURATED:
+        return key, float(_is_screen(border, key).mean())
+    return key, float((np.linalg.norm(border - key, axis=1) < 2 * FAR).mean())
 
 
 def keyed(rgba: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Alpha by the distance from the key colour; edges are freed of the key's colour. uint8 [H, W, 4]."""
+    """Alpha by the key colour [3]; edges are freed of the background's colour. uint8 [H, W, 4]."""
     rgb = rgba[..., :3].astype(np.float32) / 255
-    grey = np.ptp(key) < SATURATED
-    near, far = (NEAR / 2, FAR / 2) if grey else (NEAR, FAR)
-    distance = np.linalg.norm(rgb - key, axis=-1)
-    alpha = np.clip((distance - near) / (far - near), 0, 1)
-    if grey:
-        # The object may hold the colour of a white or grey ground: only what hangs together with the border is ground.
-        regions, count = ndimage.label(distance < far)
-        if count:
-            edge = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
-            ground = np.isin(np.arange(count + 1), edge[edge > 0])
-            area = ndimage.sum_labels(np.ones_like(distance), regions, np.arange(count + 1))
-            usual = ndimage.median(distance, regions, np.arange(count + 1))
-            ground |= (usual < ENCLOSED) & (area > HOLE * distance.size)
-            ground[0] = False
-            alpha = np.where(ground[regions], alpha, 1.0)
+    if np.ptp(key) < SATURATED:
+        alpha, ground = _by_distance(rgb, key), key
+    else:
+        alpha, ground = _by_hue(rgb, key)
     part = alpha[..., None]
-    colour = np.where(part > 0.02, (rgb - (1 - part) * key) / np.maximum(part, 0.02), rgb).clip(0, 1)
+    colour = np.where(part > 0.02, (rgb - (1 - part) * ground) / np.maximum(part, 0.02), rgb).clip(0, 1)
     return (np.dstack([colour, alpha]) * 255 + 0.5).astype(np.uint8)
+
+
+def _by_distance(rgb: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Alpha [H, W] for a white, grey or black ground, by the distance from its colour.
+
+    The object may hold the colour of such a ground: only what hangs together with the border is ground.
+    """
+    distance = np.linalg.norm(rgb - key, axis=-1)
+    alpha = np.clip((distance - NEAR) / (FAR - NEAR), 0, 1)
+    regions, count = ndimage.label(distance < FAR)
+    if not count:
+        return alpha
+    edge = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    ground = np.isin(np.arange(count + 1), edge[edge > 0])
+    area = ndimage.sum_labels(np.ones_like(distance), regions, np.arange(count + 1))
+    usual = ndimage.median(distance, regions, np.arange(count + 1))
+    ground |= (usual < ENCLOSED) & (area > HOLE * distance.size)
+    ground[0] = False
+    return np.where(ground[regions], alpha, 1.0)
+
+
+def _by_hue(rgb: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha [H, W] for a screen of a strong colour, and the screen's colour [H, W, 3] as it is lit at each pixel.
+
+    Light changes how bright and how strong a screen's colour is, and hardly its hue. So the screen is found by its hue,
+    and each pixel is compared with the screen nearby: its share of that chroma is what the screen contributes.
+    """
+    screen = _is_screen(rgb, key)
+    ground = _around(rgb, screen, key)
+    there, own = _chroma(ground), _chroma(rgb)
+    strength = np.maximum(np.linalg.norm(there, axis=-1), 1e-6)
+    along = (own * there).sum(-1) / strength
+    across = np.abs(own[..., 0] * there[..., 1] - own[..., 1] * there[..., 0]) / strength
+    share = (along - LEAVES * np.maximum(across - TURN * along, 0)) / strength
+    return np.clip((SCREEN - share) / (SCREEN - OBJECT), 0, 1), ground
+
+
+def _is_screen(rgb: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Which colours [..., 3] are the screen's in some light: of the key's hue, and strong enough."""
+    own, there = _chroma(rgb), _chroma(key)
+    strength = np.linalg.norm(there)
+    along = own @ there / strength
+    across = np.abs(own[..., 0] * there[1] - own[..., 1] * there[0]) / strength
+    saturation = np.ptp(rgb, axis=-1) / np.maximum(rgb.max(-1), 1e-6)
+    strong = (along > FLOOR * strength) & (saturation > FLOOR * np.ptp(key) / key.max())
+    return strong & (across < TURNED * along)
+
+
+def _chroma(rgb: np.ndarray) -> np.ndarray:
+    """[..., 2]: Cb and Cr of BT.601, which no grey has."""
+    return rgb @ np.array([[-0.168736, 0.5], [-0.331264, -0.418688], [0.5, -0.081312]], np.float32)
+
+
+def _around(rgb: np.ndarray, screen: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The screen's colour [H, W, 3] at each pixel: its mean nearby, or as near as there is any, or the key."""
+    weight = screen.astype(np.float32)
+    found = np.broadcast_to(key.astype(np.float32), rgb.shape).copy()
+    missing = np.ones(screen.shape, bool)
+    reach = max(1, round(NEARBY * min(screen.shape)))
+    while missing.any() and reach < 2 * max(screen.shape):
+        size = 2 * reach + 1
+        total = ndimage.uniform_filter(weight, size)
+        here = missing & (total > 0.5 / size**2)
+        if here.any():
+            for channel in range(3):
+                mean = ndimage.uniform_filter(weight * rgb[..., channel], size)
+                found[here, channel] = mean[here] / total[here]
+            missing &= ~here
+        reach *= 3
+    return found
 
 
 # ---- matting -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ _FAKE = _ROOT / "tests" / "plain" / "fake_backend.py"
 if importlib.util.find_spec("bpy") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
+    sys.path.insert(0, str(_ROOT / "tests"))  # scenes of tests/field serve here too
     # Before bpy is imported: keeps the tests away from the user's configuration.
     _resources = tempfile.TemporaryDirectory(prefix="lim_blender_")
     os.environ["BLENDER_USER_RESOURCES"] = _resources.name

@@ -18,6 +18,7 @@ from lim_for_blender.blender_addon import command_line, folders, ids
 from lim_for_blender.blender_addon.job import asking, capturing, job_folders, jobs, worker
 from lim_for_blender.blender_addon.source import import_file, keyframes
 from lim_for_blender.blender_addon.ui import (
+    importing_source,
     in_steps,
     installing,
     live,
@@ -104,8 +105,9 @@ def test_register_and_unregister_leave_nothing():
 
 
 def test_every_operator_of_the_list_exists_and_has_a_sentence(addon):
-    assert {cls.bl_idname for cls in operators.CLASSES} == set(ids.OPERATORS)
-    for cls in operators.CLASSES:
+    made = [*operators.CLASSES, importing_source.LIM_OT_import_source]
+    assert {cls.bl_idname for cls in made} == set(ids.OPERATORS)
+    for cls in made:
         known = getattr(bpy.ops.lim, cls.bl_idname.partition(".")[2]).get_rna_type()
         words = known.description
         assert len(words) > 20 and not words.endswith("."), cls
@@ -749,24 +751,26 @@ def _add_tracks(cube, others: dict) -> None:
 
 def test_a_clip_is_imported_by_its_name(clips):
     for name, last in (("hop", 5), ("jump", 17)):
-        objects, played = import_file.open_or_import(str(clips), name)
-        assert played == name
-        assert max(keyframes.of_actions(objects)) == pytest.approx(last, abs=1.01)
+        opened = import_file.open_or_import(str(clips), name)
+        assert opened.clips == (name,)
+        assert max(keyframes.of_actions(opened.objects)) == pytest.approx(last, abs=1.01)
         assert bpy.context.scene.frame_end == pytest.approx(last, abs=1.01)
     with pytest.raises(LimError) as raised:
         import_file.open_or_import(str(clips), "swim")
     assert "swim" in raised.value.message and "jump" in raised.value.hint
-    objects, played = import_file.open_or_import(str(clips))
-    assert played in ("hop", "jump") and len(keyframes.of_actions(objects)) >= 2
+    opened = import_file.open_or_import(str(clips))
+    assert opened.clips in (("hop",), ("jump",)) and len(keyframes.of_actions(opened.objects)) >= 2
+    (code, message, _), *more = opened.notes
+    assert code == "clips_left_out" and "“hop”" in message and "“jump”" in message and not more
 
 
 def test_the_first_clip_that_moves_is_chosen(cube):
     _add_tracks(cube, {"still": ((1, 0.0), (99, 0.0))})
     still = cube.animation_data.nla_tracks["still"].strips[0]
     cube.animation_data.action = still.action  # as an importer leaves the file's first clip active
-    assert import_file.choose_clip([cube], "", "x") == "jump"
+    assert import_file.choose_clips([cube], "", "x") == (("jump",), ("still",))
     assert keyframes.of_actions([cube]) == (1, 9, 17), "the other clips are not heard"
-    assert import_file.choose_clip([cube], "still", "x") == "still"
+    assert import_file.choose_clips([cube], "still", "x")[0] == ("still",)
     assert keyframes.of_actions([cube]) == (1, 99)
 
 

@@ -471,8 +471,8 @@ def test_caches_come_back(scene, tmp_path, result, suffix):
         bpy.ops.wm.usd_import(filepath=str(file))
     back = next(o for o in bpy.data.objects if o.type == "MESH")
     assert [m.type for m in back.modifiers] == ["MESH_SEQUENCE_CACHE"]
-    for index, frame in enumerate((1, 2, 3, 4, 5)):
-        points = world_positions(bpy.context.scene, back, frame)
+    for index in range(5):
+        points = world_positions(bpy.context.scene, back, index)
         assert np.abs(points - expected_positions(arrays, TO_MODEL, index)).max() < 1e-4
 
 
@@ -607,7 +607,7 @@ def test_pc2_and_obj(scene, tmp_path, result):
     assert [f.name for f in files] == ["cache.pc2", "cache_lim.obj", "cache_lim.png", "cache_lim.mtl"]
     data = files[0].read_bytes()
     magic, version, vertices, start, step, frames = struct.unpack_from("<12siiffi", data)
-    assert (magic, version, vertices, start, step, frames) == (b"POINTCACHE2\0", 1, 6, 1.0, 1.0, 5)
+    assert (magic, version, vertices, start, step, frames) == (b"POINTCACHE2\0", 1, 6, 0.0, 1.0, 5)
     points = z_up(np.frombuffer(data, "<f4", offset=32).reshape(5, 6, 3)) + np.array(object.location)
     assert np.abs(points - [expected_positions(arrays, TO_MODEL, i) for i in range(5)]).max() < 1e-5
     files = export.export(object, tmp_path / "sequence" / "frame.obj")
@@ -691,7 +691,7 @@ def test_a_failed_exporter_leaves_no_part_behind(scene, tmp_path, result, monkey
         path.write_bytes(b"half")
         raise RuntimeError("Error: the disk went away")
 
-    monkeypatch.setitem(export.EXPORTS, ".glb", ("", "", functools.partial(export._export_scene, half)))
+    monkeypatch.setitem(export.EXPORTS, ".glb", ("", "", functools.partial(export._export_scene, half, export._whole)))
     with pytest.raises(LimError, match="went away"):
         export.export(result[0], tmp_path / "x.glb")
     assert not [path for path in tmp_path.iterdir() if path.is_file()]

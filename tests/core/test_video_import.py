@@ -216,6 +216,38 @@ def test_a_screen_is_ground_wherever_it_is_seen():
     assert alpha[32, 48] == 0 and alpha[32, 40] == 255
 
 
+def uneven(kind: str, shape: tuple[int, int]) -> np.ndarray:
+    """How much light [H, W] falls on each point of a screen, of 1."""
+    row, column = np.mgrid[0 : shape[0], 0 : shape[1]]
+    x, y = 2 * column / (shape[1] - 1) - 1, 2 * row / (shape[0] - 1) - 1
+    shadow = np.where((y > 0.6) & (np.abs(x) < 0.5), 0.6, 1.0)
+    return {"across": 1 + x / 6, "down": 1 + y / 6, "spot": 7 / 6 - np.hypot(x, y) / 4, "shadow": shadow}[kind]
+
+
+@pytest.mark.parametrize("screen", [(20, 180, 40), (30, 60, 190), (110, 200, 120)])
+@pytest.mark.parametrize("kind", ["across", "down", "spot", "shadow"])
+def test_a_screen_that_is_lit_unevenly_is_ground(screen, kind):
+    bare = clips.frame(3, 240, 160)
+    light = uneven(kind, bare.shape[:2])[..., None]
+    bare[..., :3][bare[..., 2] == 200] = (229, 200, 169)  # no bar of the blue screen's colour
+    whole = np.where(bare[..., 3:] > 0, bare[..., :3], np.array(screen) * light)
+    noise = np.random.default_rng(0).normal(0, 2, whole.shape)
+    rgba = np.dstack([(whole + noise).clip(0, 255), np.full(light.shape, 255)]).astype(np.uint8)
+    key, share = foreground.border_colour([rgba])
+    alpha = foreground.keyed(rgba, key)[..., 3]
+    ground, inside = bare[..., 3] == 0, bare[..., 3] > 0
+    assert share > 0.95, "it is found to be a screen without being told"
+    assert (alpha[ground] > 0.05 * 255).mean() < 0.02
+    assert (alpha[inside] > 0.95 * 255).mean() > 0.97
+
+
+def test_a_dull_object_of_the_screens_hue_stays():
+    rgba = clips.over(clips.frame(0), (20, 180, 40))
+    rgba[clips.frame(0)[..., 3] > 0, :3] = (60, 90, 60)
+    alpha = foreground.keyed(rgba, np.array((20, 180, 40), np.float32) / 255)[..., 3]
+    assert (alpha[clips.frame(0)[..., 3] > 0] == 255).mean() > 0.95 and alpha[2, 2] == 0
+
+
 def test_edges_are_freed_of_the_screen():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[..., 3] = 255

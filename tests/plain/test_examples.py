@@ -47,3 +47,16 @@ def test_a_file_and_an_example_are_one_too_many(tmp_path):
     (tmp_path / "x.glb").write_bytes(b"")
     with pytest.raises(LimError, match="each name a scene"):
         demo.run(options(tmp_path, input=str(tmp_path / "x.glb"), example="cut"))
+
+
+def test_a_folder_of_meshes_is_an_input(tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*arguments, **settings):
+        raise Begun
+
+    monkeypatch.setattr(demo.backend, "ensure", begin)
+    (tmp_path / "meshes").mkdir()
+    with pytest.raises(Begun):
+        demo.run(options(tmp_path, input=str(tmp_path / "meshes"), wheels="", torch_index=""))
