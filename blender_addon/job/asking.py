@@ -21,8 +21,6 @@ def scene_named(name: str) -> bpy.types.Scene:
     return scene
 
 
-
-
 CLIP_KEYFRAMES = 16
 """Keyframes that a clip is taken to have while it has not been read."""
 

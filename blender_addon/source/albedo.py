@@ -133,9 +133,7 @@ class AlbedoMaterials:
         self._groups: dict[bpy.types.NodeTree, bpy.types.NodeTree] = {}
         self._made: list[bpy.types.ID] = []
 
-    def of(
-        self, material: bpy.types.Material | None, graph: bpy.types.Depsgraph | None = None
-    ) -> bpy.types.Material:
+    def of(self, material: bpy.types.Material | None, graph: bpy.types.Depsgraph | None = None) -> bpy.types.Material:
         """The material that shows the base colour of `material`; None is an unpainted (or vertex-painted) surface.
 
         Args:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -248,7 +249,7 @@ def _bake_keyframes(
     keyframes: list[list[Proxy]] = []
     poses = spec.source == "poses"
 
-    def look(graph: bpy.types.Depsgraph, source: rendered.Shown, pose: str) -> tuple[list[Proxy], np.ndarray]:
+    def look(source: rendered.Shown, pose: str, graph: bpy.types.Depsgraph) -> tuple[list[Proxy], np.ndarray]:
         names = (pose, spec.objects[0])
         here, first = (bpy.data.objects[name].evaluated_get(graph).matrix_world.translation for name in names)
         proxies = bake(graph, source.objects, looks, None if source.insisted else left_out)
@@ -258,7 +259,7 @@ def _bake_keyframes(
         for k, (frame, source) in enumerate(zip(spec.keyframes, sources)):
             pause(0.2 * k / len(sources), f"Keyframe {frame:g}: evaluating")
             pose = spec.objects[k if poses else 0]
-            proxies, shift = at.rendered(None if poses else frame, lambda graph: look(graph, source, pose))
+            proxies, shift = at.rendered(None if poses else frame, functools.partial(look, source, pose))
             made += dict.fromkeys(proxy.mesh for proxy in proxies)
             if poses and spec.align_poses:
                 for proxy in proxies:

@@ -18,7 +18,16 @@ from .keyframes import GONE, moving_blocks
 from .looks import Looks, slot_materials
 from .mesh_arrays import coordinates, triangles
 
-__all__ = ["Evaluation", "Proxy", "bake", "coordinates", "evaluated_template", "evaluation", "triangles", "without_vanished"]
+__all__ = [
+    "Evaluation",
+    "Proxy",
+    "bake",
+    "coordinates",
+    "evaluated_template",
+    "evaluation",
+    "triangles",
+    "without_vanished",
+]
 
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
 STRANDS = {"CURVES", "POINTCLOUD"}

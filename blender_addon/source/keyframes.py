@@ -207,7 +207,9 @@ def _is_block(value) -> bool:
 
 def _pointed_at(owner) -> list:
     """Objects, collections and node groups that a modifier's or constraint's settings, or a node group's inputs, name."""
-    settings = [s.identifier for s in owner.bl_rna.properties if s.type == "POINTER" and s.fixed_type.identifier in _KINDS]
+    settings = [
+        s.identifier for s in owner.bl_rna.properties if s.type == "POINTER" and s.fixed_type.identifier in _KINDS
+    ]
     found = [getattr(owner, setting, None) for setting in settings]
     if getattr(owner, "type", "") == "NODES":
         found += [owner[name] for name in owner.keys()]

@@ -137,7 +137,8 @@ def of_hair(object: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.t
     strands = range(0 if settings.use_parent_particles or not children else parents, parents + children)
     steps = 2**settings.render_step + 1
     points = np.array(
-        [system.co_hair(object, particle_no=strand, step=step) for strand in strands for step in range(steps)], np.float32
+        [system.co_hair(object, particle_no=strand, step=step) for strand in strands for step in range(steps)],
+        np.float32,
     ).reshape(-1, steps, 3)
     points = points[np.abs(np.diff(points, axis=1)).max((1, 2)) > 0] if len(points) else points
     if not len(points):

@@ -80,7 +80,9 @@ def shown(scene: bpy.types.Scene, chosen: Iterable[bpy.types.Object]) -> Shown:
     for reasons in (full, own):
         if any(has_surface(object) for object in members if not reasons[object]):
             widgets = _widgets(members)
-            left_out = {o.name: WIDGET if o in widgets else reasons[o] for o in members if reasons[o] and has_surface(o)}
+            left_out = {
+                o.name: WIDGET if o in widgets else reasons[o] for o in members if reasons[o] and has_surface(o)
+            }
             return Shown([o for o in members if not reasons[o]], left_out, reasons is not full)
     return Shown(members, {}, True)
 

@@ -239,7 +239,9 @@ class Reader:
                 now = {name: _four(self._value(instance, graph, read))}
             for key, value in now.items():
                 if not np.allclose(known.setdefault(key, value), value, rtol=1e-3, atol=1e-3):
-                    changed.add(f"the attribute “{read.name}”" if read.kind in _ATTRIBUTES else "its place in the scene")
+                    changed.add(
+                        f"the attribute “{read.name}”" if read.kind in _ATTRIBUTES else "its place in the scene"
+                    )
         return known, changed
 
     @staticmethod

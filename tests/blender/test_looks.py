@@ -247,7 +247,9 @@ def test_attributes_that_geometry_nodes_store_on_instances(scene, tmp_path, stor
         links.new(next(s for s in mixed.outputs if s.enabled), ids.inputs["ID"])
         made = ids.outputs[0]
     links.new(made, store.inputs["Geometry"])
-    links.new(next(s for s in numbers.outputs if s.enabled), next(s for s in store.inputs if s.name == "Value" and s.enabled))
+    links.new(
+        next(s for s in numbers.outputs if s.enabled), next(s for s in store.inputs if s.name == "Value" and s.enabled)
+    )
     links.new(store.outputs[0], nodes.new("NodeGroupOutput").inputs[0])
     ground.modifiers.new("traffic", "NODES").node_group = group
     for frame, z in ((1, 0.0), (9, 2.0)):
@@ -291,7 +293,9 @@ def test_what_particles_and_instancers_tell_their_instances(scene, tmp_path):
 
 def painted(rgb: tuple[float, float, float]) -> bpy.types.Material:
     made = compat.new_material("paint")
-    output, surface = (made.node_tree.nodes.new(kind) for kind in ("ShaderNodeOutputMaterial", "ShaderNodeBsdfPrincipled"))
+    output, surface = (
+        made.node_tree.nodes.new(kind) for kind in ("ShaderNodeOutputMaterial", "ShaderNodeBsdfPrincipled")
+    )
     made.node_tree.links.new(surface.outputs[0], output.inputs["Surface"])
     surface.inputs["Base Color"].default_value = (*rgb, 1)
     return made
@@ -335,7 +339,9 @@ def test_faces_keep_their_slots(scene, tmp_path):
     for face in cube.data.polygons:
         face.material_index = int(face.normal.y > 0.5 or face.normal.x > 0.5)
     capture_scene.capture(scene, spec([cube], views=4, rig_views=4), tmp_path)
-    shades = [{tuple((c > 100) for c in rgb) for rgb in picture(tmp_path, 0, v)[..., :3].reshape(-1, 3)} for v in range(4)]
+    shades = [
+        {tuple((c > 100) for c in rgb) for rgb in picture(tmp_path, 0, v)[..., :3].reshape(-1, 3)} for v in range(4)
+    ]
     both = set().union(*shades)
     assert (True, False, False) in both and (False, False, True) in both and (True, True, True) not in both
 
@@ -369,7 +375,9 @@ def film(cube, tmp_path):
     tree, surface = material(cube)
     for frame in range(1, 10):
         image = bpy.data.images.new("f", 4, 4)
-        image.pixels.foreach_set(np.tile(np.array([0.8, 0.1, 0.1, 1] if frame < 5 else [0.1, 0.1, 0.8, 1], np.float32), 16))
+        image.pixels.foreach_set(
+            np.tile(np.array([0.8, 0.1, 0.1, 1] if frame < 5 else [0.1, 0.1, 0.8, 1], np.float32), 16)
+        )
         image.filepath_raw, image.file_format = str(tmp_path / f"film_{frame:04d}.png"), "PNG"
         image.save()
         bpy.data.images.remove(image)

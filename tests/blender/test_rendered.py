@@ -195,7 +195,10 @@ def test_view_layers_decide_together(scene):
     second.layer_collection.children["elsewhere"].exclude = True
     found = rendered.everything(scene, "LIM")
     assert found.objects == [objects["elsewhere"]]
-    assert found.left_out == {objects["held out"].name: rendered.HOLDOUT, objects["excluded"].name: rendered.UNSEEN_COLLECTION}
+    assert found.left_out == {
+        objects["held out"].name: rendered.HOLDOUT,
+        objects["excluded"].name: rendered.UNSEEN_COLLECTION,
+    }
     scene.view_layers[0].use = False
     assert not rendered.everything(scene, "LIM").objects
 

@@ -400,7 +400,9 @@ def cards(bench: Bench) -> tuple[str, bool]:
     image.pixels.foreach_set(np.tile(np.array([[0.2, 0.1, 0, 1], [0.2, 0.1, 0, 0]], np.float32), (32, 1)).ravel())
     image.pack()
     for k in range(6):
-        bpy.ops.mesh.primitive_plane_add(size=0.7, location=(0.7 * np.cos(k), 0.7 * np.sin(k), 0), rotation=(1.57, 0, k + 1.57))
+        bpy.ops.mesh.primitive_plane_add(
+            size=0.7, location=(0.7 * np.cos(k), 0.7 * np.sin(k), 0), rotation=(1.57, 0, k + 1.57)
+        )
         strip = bpy.context.object
         strip.name, strip.parent = f"Hair {k}", head
         strip.data.materials.append(bpy.data.materials.get("hair") or matte("hair", (0.2, 0.1, 0.02)))
