@@ -28,8 +28,8 @@ from .keyframes import moving_blocks
 from .looks import Looks
 from .stage import Stage, carried
 
-STILL = 1e-4  # of the source's size: what moves by less stands still
 SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too little
+STILL = 1e-4  # of the source's size; what moves by less than that nobody sees move
 
 Progress = Callable[[float, str], None]
 
@@ -63,8 +63,8 @@ class Captured:
     """Of every keyframe, as in `request.Request`: where the cameras have followed the object to."""
     warnings: list[tuple[str, str, str]]
     """(code of protocol.WARNING_CODES, message, hint)"""
-    still: bool = False
-    """Whether all keyframes look the same: nothing moves."""
+    moves: bool
+    """Whether anything is elsewhere at another keyframe."""
 
 
 def capture(
@@ -98,8 +98,8 @@ def capture(
         _make_folder(job)
         looks = undo.enter_context(Looks())
         proxies, left_out = _bake_keyframes(undo, scene, spec, pause, looks)
-        warnings += [*rendered.notes(left_out), *looks.warnings(), *_unplayed(scene, spec)]
-        still = _stands_still(proxies)
+        warnings += [*_of_source(left_out, looks), *_unplayed(scene, spec)]
+        moves = _anything_moves(proxies)
         world_to_model, origins = _placement(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
@@ -142,7 +142,7 @@ def capture(
             _save(job / protocol.depth_file(k), depth_planar=depths)
         pause(1.0, "Captured")
     rows, places = (tuple(tuple(float(x) for x in row) for row in array) for array in (world_to_model, origins))
-    return Captured(rows, places, warnings, still)
+    return Captured(rows, places, warnings, moves)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def _bake_keyframes(
     keyframes: list[list[Proxy]] = []
     poses = spec.source == "poses"
 
-    def look(source: rendered.Shown, pose: str, graph: bpy.types.Depsgraph) -> tuple[list[Proxy], np.ndarray]:
+    def look(graph: bpy.types.Depsgraph, source: rendered.Shown, pose: str) -> tuple[list[Proxy], np.ndarray]:
         names = (pose, spec.objects[0])
         here, first = (bpy.data.objects[name].evaluated_get(graph).matrix_world.translation for name in names)
         proxies = bake(graph, source.objects, looks, None if source.insisted else left_out)
@@ -259,7 +259,7 @@ def _bake_keyframes(
         for k, (frame, source) in enumerate(zip(spec.keyframes, sources)):
             pause(0.2 * k / len(sources), f"Keyframe {frame:g}: evaluating")
             pose = spec.objects[k if poses else 0]
-            proxies, shift = at.rendered(None if poses else frame, functools.partial(look, source, pose))
+            proxies, shift = at.rendered(None if poses else frame, functools.partial(look, source=source, pose=pose))
             made += dict.fromkeys(proxy.mesh for proxy in proxies)
             if poses and spec.align_poses:
                 for proxy in proxies:
@@ -274,6 +274,25 @@ def _bake_keyframes(
                 "Check the modifiers, the visibility and the scale there, or choose another keyframe.",
             )
     return keyframes, left_out
+
+
+def _of_source(left_out: dict[str, str], looks: Looks) -> list[tuple[str, str, str]]:
+    """Warnings of what the capture does not have of the source."""
+    return [*rendered.notes(left_out), *looks.warnings()]
+
+
+def _anything_moves(keyframes: list[list[Proxy]]) -> bool:
+    """Whether any point of the source is elsewhere at another keyframe, by more than a hair of its size."""
+    first = [_surface_points(proxy) for proxy in keyframes[0]]
+    size = np.ptp(np.concatenate(first), axis=0).max()
+    for proxies in keyframes[1:]:
+        if len(proxies) != len(first):
+            return True
+        for before, proxy in zip(first, proxies):
+            now = _surface_points(proxy)
+            if before.shape != now.shape or np.abs(before - now).max() > STILL * size:
+                return True
+    return False
 
 
 def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str, str]]:
@@ -298,21 +317,6 @@ def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str,
                 )
             )
     return warnings
-
-
-def _stands_still(keyframes: list[list[Proxy]]) -> bool:
-    """Whether all keyframes show the same points at the same places."""
-    first = [_surface_points(proxy) for proxy in keyframes[0]]
-    everything = np.concatenate(first)
-    near = STILL * float(np.ptp(everything, axis=0).max())
-    for proxies in keyframes[1:]:
-        if len(proxies) != len(first):
-            return False
-        for before, proxy in zip(first, proxies):
-            points = _surface_points(proxy)
-            if points.shape != before.shape or np.abs(points - before).max() > near:
-                return False
-    return True
 
 
 def _placement(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,16 +18,7 @@ from .keyframes import GONE, moving_blocks
 from .looks import Looks, slot_materials
 from .mesh_arrays import coordinates, triangles
 
-__all__ = [
-    "Evaluation",
-    "Proxy",
-    "bake",
-    "coordinates",
-    "evaluated_template",
-    "evaluation",
-    "triangles",
-    "without_vanished",
-]
+__all__ = ["Evaluation", "Proxy", "bake", "coordinates", "evaluated_template", "evaluation", "triangles"]
 
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
 STRANDS = {"CURVES", "POINTCLOUD"}
@@ -57,10 +48,10 @@ class Evaluation:
         scene: bpy.types.Scene,
         layer: bpy.types.ViewLayer,
         start: int | None,
-        swap: Callable[[float], None],
         render: Callable | None,
+        swapped: Callable[[float], None],
     ):
-        self._scene, self._layer, self._start, self._swap, self._render = scene, layer, start, swap, render
+        self._scene, self._layer, self._start, self._render, self._swapped = scene, layer, start, render, swapped
         self._last: int | None = None
 
     def __call__(self, moment: float | None) -> bpy.types.Depsgraph:
@@ -82,7 +73,7 @@ class Evaluation:
                 scene.frame_set(step)
         scene.frame_set(whole, subframe=part)
         if moment is not None:
-            self._swap(moment)
+            self._swapped(moment)
         self._last = whole
         self._layer.update()
 
@@ -91,8 +82,8 @@ class Evaluation:
 def evaluation(
     scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False, render: bool = False
 ) -> Iterator[Evaluation]:
-    """Evaluate `objects`, what an add-on swaps included (`mesh_swaps`), even if they are hidden, excluded, or of no
-    collection of the scene.
+    """Evaluate `objects`, what an add-on swaps included (`mesh_swaps`), even if they are hidden, excluded, or of no collection
+    of the scene.
 
     Objects whose visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at
     the end.
@@ -115,7 +106,7 @@ def evaluation(
         scene.collection.children.link(collection)
         for other in layer.layer_collection.children:
             other.exclude = other.collection != collection
-        swap = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
+        swapped = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
         undo.callback(scene.frame_set, frame[0], subframe=frame[1])
         if render:
             undo.enter_context(simulated.as_rendered(simulated.owners(objects)))
@@ -124,8 +115,8 @@ def evaluation(
             scene,
             layer,
             simulated.earliest(scene, objects),
-            swap,
             undo.enter_context(rendered.rendering(scene, layer)) if render else None,
+            swapped,
         )
 
 

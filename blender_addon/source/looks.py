@@ -138,8 +138,8 @@ class Looks:
     def _note_traits(self, traits: Traits, shown: bpy.types.Object, mesh: bpy.types.Mesh, slot: int) -> None:
         for image in traits.films:
             self.note("changing_look", f"the image “{image}”", shown.name)
-        for output in traits.view_dependent:
-            self.note("camera_look", output, shown.name)
+        for kind in traits.view_dependent:
+            self.note("camera_look", kind, shown.name)
         if traits.displaced:
             self.note("displaced", "", shown.name)
         if traits.masked and _is_card(mesh, slot):

@@ -143,7 +143,7 @@ def of_hair(object: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.t
     points = points[np.abs(np.diff(points, axis=1)).max((1, 2)) > 0] if len(points) else points
     if not len(points):
         return None
-    to_object = np.linalg.inv(np.array(object.matrix_world, np.float64))
+    to_object = np.linalg.pinv(np.array(object.matrix_world, np.float64))
     points = points @ to_object[:3, :3].T + to_object[:3, 3]
     ends = np.array([settings.root_radius, 0.0 if settings.use_close_tip else settings.tip_radius])
     radii = np.interp(np.linspace(0, 1, steps), [0, 1], ends) * settings.radius_scale / 2

@@ -84,6 +84,8 @@ EXIT_RESULT, EXIT_CRASH, EXIT_USAGE, EXIT_INPUT, EXIT_BACKEND, EXIT_RESOURCES, E
 # ---- warning codes ------------------------------------------------------------------------------------------------
 WARNING_CODES = (
     "missing_texture",  # a source image file was not found: drawn in flat colour
+    "clips_left_out",  # a file holds more clips than can play at once
+    "addon_missing",  # the animation needs an add-on that is not there
     "left_out",  # parts of the source that the render does not show
     "nothing_moves",  # the source looks the same at every keyframe
     "changing_look",  # colours, textures or UVs change over time: they stay as at the first keyframe
@@ -92,8 +94,6 @@ WARNING_CODES = (
     "displaced",  # displacement of a material is not captured
     "alpha_cards",  # sheets cut out by transparency become one opaque shell
     "strands",  # hair and points are captured as tubes and spheres
-    "clips_left_out",  # a file holds more clips than can play at once
-    "addon_missing",  # the animation needs an add-on that is not there
     "small_in_view",  # the object fills little of the views (large root motion, say)
     "no_depth",  # no captured depth: the fit stage is skipped
     "no_background",  # Blender cannot show the clip behind the result
