@@ -23,13 +23,13 @@ import bpy
 from ..lim_core import __version__
 from ..lim_core.shared import protocol, request, video_options
 from ..lim_core.shared.errors import Cancelled, LimError, as_lim_error, from_os_error
-from . import folders
+from . import folders, ids
 from .job import asking, job_folders, jobs
 from .job.asking import scene_named
 from .job.background import capture_only
 from .result import vertex_colours
 from .result.export import EXPORTS, export
-from .source import clip_camera, import_video, keyframes
+from .source import clip_camera, import_video, keyframes, rendered
 
 VIDEO_OPTIONS = {option: values for option, values in video_options.OPTIONS.items() if values[0] != "weights"}
 """The backend's own options for a clip, by the same names."""
@@ -263,7 +263,7 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
         opened = import_file.open_or_import(options.input, options.clip)
         unchanged = str(Path(options.input).resolve())
     scene = scene_named(options.scene)
-    source, objects = _objects(options, scene)
+    source, objects, notes = _objects(options, scene)
     if options.clip and not opened.clips:
         where = Path(bpy.data.filepath).name or "the scene"
         opened.clips, _ = import_file.choose_clips(objects, options.clip, where)
@@ -296,7 +296,7 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
         align_poses=not options.no_align,
         engine=options.engine,
         clip=", ".join(opened.clips),
-        notes=tuple(opened.notes),
+        notes=(*opened.notes, *notes),
         unchanged_file=unchanged,
         **_common(options),
     )
@@ -306,29 +306,32 @@ def settings_for(options: argparse.Namespace) -> tuple[asking.Settings, bpy.type
 # ---- what the options name -----------------------------------------------------------------------------------------
 
 
-def _objects(options: argparse.Namespace, scene: bpy.types.Scene) -> tuple[str, list[bpy.types.Object]]:
+def _objects(
+    options: argparse.Namespace, scene: bpy.types.Scene
+) -> tuple[str, list[bpy.types.Object], list[tuple[str, str, str]]]:
+    """The kind of source, its objects, and what there is to tell of them."""
     if options.collection is not None:
         collection = bpy.data.collections.get(options.collection)
         if collection is None:
             raise LimError("nothing_selected", f"There is no collection “{options.collection}”.", "Check the name.")
-        objects = [object for object in collection.all_objects if asking.has_surface(object)]
+        objects = [object for object in collection.all_objects if rendered.has_surface(object)]
         if not objects:
             raise LimError(
                 "nothing_selected",
                 f"The collection “{collection.name}” holds nothing with a surface.",
                 "Choose another.",
             )
-        return "objects", objects
+        return "objects", objects, []
     listed = options.poses if options.poses is not None else options.objects
     if listed is None:
-        objects = asking.renderable(scene)
-        if not objects:
+        found = rendered.everything(scene, ids.COLLECTION)
+        if not found.objects:
             raise LimError(
                 "nothing_selected",
                 f"The scene “{scene.name}” holds nothing that a render would show.",
                 "Name --objects.",
             )
-        return "objects", objects
+        return "objects", found.objects, rendered.notes(found.left_out)
     objects = []
     for name in _names(listed, scene):
         if name not in scene.objects:
@@ -336,7 +339,7 @@ def _objects(options: argparse.Namespace, scene: bpy.types.Scene) -> tuple[str, 
                 "nothing_selected", f"There is no object “{name}” in the scene “{scene.name}”.", "Check the name."
             )
         objects.append(scene.objects[name])
-    return ("poses" if options.poses is not None else "objects"), objects
+    return ("poses" if options.poses is not None else "objects"), objects, []
 
 
 def _names(listed: str, scene: bpy.types.Scene) -> list[str]:

@@ -67,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="set everything up and run the main job")
     command.add_argument(
-        "--input", default="", metavar="FILE", help="what moves: a .blend, .glb, .fbx, .abc, .usd …, or a folder of numbered meshes"
+        "--input",
+        default="",
+        metavar="FILE",
+        help="what moves: a .blend, .glb, .fbx, .abc, .usd …, or a folder of numbered meshes",
     )
     command.add_argument(
         "--example", default="", choices=("", *EXAMPLES), help="poses that do not correspond, instead of the dinosaur"

@@ -16,11 +16,14 @@ COMMANDS = {
     "sheet": ("contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
     "bake": ("data.bake", "animated assets → packs"),
     "cache": ("data.command_line", "packs → rendered sequences for training"),
-    "train": ("training.train", "train one of the four networks, or the video's (multiview)"),
+    "train": ("training.train", "train one of the four networks, the motion's (motion), or the video's (multiview)"),
     "evaluate": ("evaluation.evaluate", "measure the networks on packs they were not trained on"),
     "recipe": ("training.recipe", "render and train all four networks inside a time box"),
     "unpack": ("training.bring_home", "what a recipe exported → checkpoint folders"),
 }
+
+LOOPS = {("train", "multiview"): "training.multiview", ("train", "motion"): "training.train_motion"}
+"""Networks that are not trained by `training.train`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"“{argv[0]}” is not a command; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return protocol.EXIT_USAGE
-    name = "training.multiview" if argv[:2] == ["train", "multiview"] else COMMANDS[argv[0]][0]
+    name = LOOPS.get(tuple(argv[:2])) or COMMANDS[argv[0]][0]
     try:
         module = importlib.import_module(f".{name}", __package__)
         return module.main(argv[1:]) or 0

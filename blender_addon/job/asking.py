@@ -11,8 +11,7 @@ import bpy
 
 from ...lim_core.shared import request
 from ...lim_core.shared.errors import LimError
-from .. import ids
-from ..source import keyframes
+from ..source import keyframes, rendered
 
 
 def scene_named(name: str) -> bpy.types.Scene:
@@ -20,9 +19,6 @@ def scene_named(name: str) -> bpy.types.Scene:
     if scene is None:
         raise LimError("missing_file", f"There is no scene “{name}” in the file.", "Check the name.")
     return scene
-
-
-CAPTURED_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META", "CURVES", "POINTCLOUD")
 
 
 CLIP_KEYFRAMES = 16
@@ -118,8 +114,6 @@ def check(scene: bpy.types.Scene, settings: Settings) -> request.Request:
 
 
 def _check_objects(scene: bpy.types.Scene, settings: Settings) -> None:
-    from ..source import evaluated
-
     if not settings.objects:
         raise LimError("nothing_selected", "Nothing is selected.", "Select the objects to capture.")
     for name in settings.objects:
@@ -127,7 +121,7 @@ def _check_objects(scene: bpy.types.Scene, settings: Settings) -> None:
             raise LimError(
                 "nothing_selected", f"There is no object “{name}” in the scene “{scene.name}”.", "Check the name."
             )
-        if not (has_surface(scene.objects[name]) or scene.objects[name].type in evaluated.FLESHLESS):
+        if not (rendered.has_surface(scene.objects[name]) or scene.objects[name].type in rendered.FLESHLESS):
             kind = scene.objects[name].type.replace("_", " ").lower()
             raise LimError(
                 "nothing_selected",
@@ -170,29 +164,6 @@ def _check_template(scene: bpy.types.Scene, name: str) -> None:
         raise LimError("bad_template", f"The template “{name}” is not a mesh.", "Convert it to a mesh first.")
     if mesh.mode != "EDIT" and not mesh.data.polygons:
         raise LimError("bad_template", f"The template “{name}” has no faces.", "Choose a mesh with faces.")
-
-
-def has_surface(object: bpy.types.Object) -> bool:
-    """Whether the object has, or instances, a surface."""
-    return object.type in CAPTURED_TYPES or (object.type == "EMPTY" and object.instance_type == "COLLECTION")
-
-
-def renderable(scene: bpy.types.Scene) -> list[bpy.types.Object]:
-    """Everything with a surface that a render of the scene would show, without our own results."""
-    shown: dict[str, bpy.types.Object] = {}
-
-    def visit(layer: bpy.types.LayerCollection, hidden: bool) -> None:
-        collection = layer.collection
-        hidden = hidden or collection.hide_render
-        if not (layer.exclude or hidden or collection.name == ids.COLLECTION):
-            for object in collection.objects:
-                if not object.hide_render and has_surface(object):
-                    shown[object.name] = object
-        for child in layer.children:
-            visit(child, hidden)
-
-    visit(scene.view_layers[0].layer_collection, False)
-    return [shown[name] for name in sorted(shown)]
 
 
 def space_needed(wanted: request.Request) -> int:

@@ -12,7 +12,7 @@ from ...lim_core import __version__
 from ...lim_core.shared import request
 from ...lim_core.shared.errors import LimError, from_os_error
 from .. import ids
-from ..source import keyframes
+from ..source import keyframes, rendered
 from . import job_folders
 from .asking import Settings
 
@@ -56,38 +56,39 @@ def capture_into(
             on_progress=lambda fraction, *_: on_fraction(fraction),
             is_cancelled=is_cancelled,
         )
-        if captured.still:
-            named = [f"“{name}”" for name in spec["objects"][:3]] + ["…"] * (len(spec["objects"]) > 3)
-            captured.warnings.append(
-                (
-                    "nothing_moves",
-                    f"Nothing of {', '.join(named)} moves between frame {spec['keyframes'][0]:g} and "
-                    f"{spec['keyframes'][-1]:g}: the result stands still.",
-                    "Check the keyframes and the frame range. Of a mesh sequence, name the folder or its first file.",
-                )
-            )
+        still = [] if captured.moves else [list(_nothing_moves(spec))]
         job_folders.write_json(
             folder / job_folders.CAPTURE_RECORD,
             {
                 "key": key,
                 "world_to_model": captured.world_to_model,
                 "origins": captured.origins,
-                "warnings": [list(warning) for warning in captured.warnings],
+                "warnings": [list(warning) for warning in captured.warnings] + still,
             },
         )
     except OSError as error:
         raise from_os_error(error, "writing the capture") from error
 
 
+def _nothing_moves(spec: dict) -> tuple[str, str, str]:
+    """The warning that a capture stands still."""
+    names = ", ".join(f"“{name}”" for name in spec["objects"][:3]) + (" …" if len(spec["objects"]) > 3 else "")
+    frames = ", ".join(f"{frame:g}" for frame in spec["keyframes"])
+    return (
+        "nothing_moves",
+        f"Nothing of {names} moves between the keyframes {frames}.",
+        "Choose keyframes between which it moves, and check that its animation plays. Of a mesh sequence, name the folder "
+        "or its first file.",
+    )
+
+
 def fingerprint_of(scene: bpy.types.Scene, settings: Settings) -> list | None:
     """What decides the capture beside the settings; None where that cannot be known without looking at everything."""
-    from ..source import evaluated
-
     if not settings.unchanged_file:
         return None
     named = [scene.objects[name] for name in (*settings.objects, settings.template_object) if name in scene.objects]
     parts = [part for object in named for part in (object, *object.children_recursive)]
-    family = [member for part in parts for member in evaluated.family(part, scene)]
+    family = [member for part in parts for member in rendered.family(part, scene)]
     for block in keyframes.moving_blocks(family):
         simulated = any(modifier.type in SIMULATED for modifier in getattr(block, "modifiers", ()))
         if simulated or getattr(block, "rigid_body", None):

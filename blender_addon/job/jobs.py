@@ -357,7 +357,10 @@ class Job:
     def _emit(self, name: str, **fields) -> None:
         event = {**fields, "event": name}
         if name == "warning":
-            self.warnings.append({key: event[key] for key in ("code", "message", "hint")})
+            told = {key: event[key] for key in ("code", "message", "hint")}
+            if told in self.warnings:
+                return
+            self.warnings.append(told)
         self._on_event(event)
 
     def _warn_of_unsaved_images(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from ...lim_core.shared import cameras, protocol, request
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
 from ..source import evaluated, png
+from ..source.looks import Looks
 from ..source.stage import Stage, carried
 
 SIZE = 320  # pixels; what the sheet and the loop show at most
@@ -56,7 +57,8 @@ def render_previews(
         for start in range(0, len(chosen), AT_ONCE):
             some = chosen[start : start + AT_ONCE]
             with contextlib.ExitStack() as undo:
-                baked = _bake(undo, scene, object, [frames[index] for index in some])
+                looks = undo.enter_context(Looks())
+                baked = _bake(undo, scene, object, [frames[index] for index in some], looks)
                 to_model = carried(np.array(asked.world_to_model), origins[some])
                 stage = undo.enter_context(Stage(baked, to_model, size, SAMPLES))
                 for place, index in enumerate(some):
@@ -75,7 +77,7 @@ def render_previews(
 
 
 def _bake(
-    undo: contextlib.ExitStack, scene: bpy.types.Scene, object: bpy.types.Object, frames: list[float]
+    undo: contextlib.ExitStack, scene: bpy.types.Scene, object: bpy.types.Object, frames: list[float], looks: Looks
 ) -> list[list[evaluated.Proxy]]:
     """The object's proxies at each frame; `undo` removes their meshes."""
     made: list[bpy.types.Mesh] = []
@@ -83,7 +85,7 @@ def _bake(
     baked = []
     with evaluated.evaluation(scene, [object], show_all=True) as at:
         for frame in frames:
-            proxies = evaluated.bake(at(frame), [object])
+            proxies = evaluated.bake(at(frame), [object], looks)
             if not proxies:
                 raise LimError("empty_mesh", f"“{object.name}” has no surface at frame {frame:g}.", "")
             made += dict.fromkeys(proxy.mesh for proxy in proxies)

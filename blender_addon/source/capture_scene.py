@@ -2,8 +2,8 @@
 """Photograph the keyframes: whatever the scene shows becomes pictures, depths and cameras in a job folder.
 
 The sources are evaluated where they live, in the user's scene (so drivers, physics, handlers and instances behave), through
-a view layer of their own that nothing hides anything in. What they look like at each keyframe is baked into plain meshes,
-which a temporary scene renders in model space: the same cameras and clipping fit a flea and a galaxy. Everything made on the
+a view layer of their own. The render decides: what it shows of them at each keyframe, as it evaluates it, is baked into plain
+meshes with the looks of the first (`rendered`, `looks`), which a temporary scene renders in model space: the same cameras and clipping fit a flea and a galaxy. Everything made on the
 way is removed again, also after an error or a cancel.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -21,22 +22,14 @@ import numpy as np
 
 from ...lim_core.shared import cameras, protocol
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
-from . import compat, mesh_swaps, png
-from .evaluated import (
-    Proxy,
-    bake,
-    coordinates,
-    evaluated_template,
-    evaluation,
-    family,
-    triangles,
-    without_vanished,
-)
+from . import compat, mesh_swaps, png, rendered
+from .evaluated import Proxy, bake, coordinates, evaluated_template, evaluation, triangles, without_vanished
 from .keyframes import moving_blocks
+from .looks import Looks
 from .stage import Stage, carried
 
-STILL = 1e-4  # of the source's size: what moves by less stands still
 SMALL_IN_VIEW = 0.01  # of a picture's pixels; below, the networks see too little
+STILL = 1e-4  # of the source's size; what moves by less than that nobody sees move
 
 Progress = Callable[[float, str], None]
 
@@ -70,8 +63,8 @@ class Captured:
     """Of every keyframe, as in `request.Request`: where the cameras have followed the object to."""
     warnings: list[tuple[str, str, str]]
     """(code of protocol.WARNING_CODES, message, hint)"""
-    still: bool = False
-    """Whether all keyframes look the same: nothing moves."""
+    moves: bool
+    """Whether anything is elsewhere at another keyframe."""
 
 
 def capture(
@@ -103,13 +96,15 @@ def capture(
     warnings: list[tuple[str, str, str]] = []
     with contextlib.ExitStack() as undo:
         _make_folder(job)
-        proxies = _bake_keyframes(undo, scene, spec, pause)
-        warnings += _unplayed(scene, spec)
-        still = _stands_still(proxies)
+        looks = undo.enter_context(Looks())
+        proxies, left_out = _bake_keyframes(undo, scene, spec, pause, looks)
+        warnings += [*_of_source(left_out, looks), *_unplayed(scene, spec)]
+        moves = _anything_moves(proxies)
         world_to_model, origins = _placement(spec, proxies)
         if spec.template == "mesh":
             _write_template(scene, spec, job, world_to_model)
-        stage = undo.enter_context(Stage(proxies, carried(world_to_model, origins), spec.image_size))
+        to_model = carried(world_to_model, origins)
+        stage = undo.enter_context(Stage(proxies, to_model, spec.image_size, materials=looks.materials))
         for image, path in sorted(stage.materials.missing.items()):
             warnings.append(
                 (
@@ -123,7 +118,7 @@ def capture(
         size, views = spec.image_size, spec.views
         for k, frame in enumerate(spec.keyframes):
             depths = np.zeros((views, size, size), np.float32)
-            stage.show(k, scene.frame_current_final if spec.source == "poses" else frame)
+            stage.show(k, scene.frame_current_final if spec.source == "poses" else spec.keyframes[0])
             for v in range(views):
                 done = (k * views + v) / (len(spec.keyframes) * views)
                 pause(0.2 + 0.8 * done, f"Keyframe {frame:g}: view {v + 1} of {views}")
@@ -147,7 +142,7 @@ def capture(
             _save(job / protocol.depth_file(k), depth_planar=depths)
         pause(1.0, "Captured")
     rows, places = (tuple(tuple(float(x) for x in row) for row in array) for array in (world_to_model, origins))
-    return Captured(rows, places, warnings, still)
+    return Captured(rows, places, warnings, moves)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -219,17 +214,15 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 # ---- who is photographed -------------------------------------------------------------------------------------------
 
 
-def _sources(scene: bpy.types.Scene, spec: CaptureSpec) -> list[list[bpy.types.Object]]:
-    """The objects of every keyframe."""
+def _sources(scene: bpy.types.Scene, spec: CaptureSpec) -> list[rendered.Shown]:
+    """What a render shows of the source at every keyframe."""
     listed = [bpy.data.objects[name] for name in spec.objects]
     if spec.source == "objects":
-        together = list(dict.fromkeys(o for object in listed for o in family(object, scene)))
-        return [together] * len(spec.keyframes)
+        return [rendered.shown(scene, listed)] * len(spec.keyframes)
     return [
-        list(dict.fromkeys(o for part in (pose, *pose.children_recursive) if part == pose or part not in listed
-                           for o in family(part, scene)))
+        rendered.shown(scene, [o for o in (pose, *pose.children_recursive) if o == pose or o not in listed])
         for pose in listed
-    ]  # fmt: skip
+    ]
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -245,28 +238,32 @@ def _surface_points(proxy: Proxy) -> np.ndarray:
 
 
 def _bake_keyframes(
-    undo: contextlib.ExitStack, scene: bpy.types.Scene, spec: CaptureSpec, pause: Progress
-) -> list[list[Proxy]]:
-    """The proxies of every keyframe; `undo` removes their meshes."""
+    undo: contextlib.ExitStack, scene: bpy.types.Scene, spec: CaptureSpec, pause: Progress, looks: Looks | None = None
+) -> tuple[list[list[Proxy]], dict[str, str]]:
+    """The proxies of every keyframe, and what of the source is left out: name -> why. `undo` removes their meshes."""
     made: list[bpy.types.Mesh] = []
     undo.callback(lambda: bpy.data.batch_remove(made))
     sources = _sources(scene, spec)
-    everyone = list(dict.fromkeys(o for objects in sources for o in objects))
-    rest: dict[str, np.ndarray] = {}
+    everyone = list(dict.fromkeys(o for source in sources for o in source.objects))
+    left_out = {name: reason for source in sources for name, reason in source.left_out.items()}
     keyframes: list[list[Proxy]] = []
     poses = spec.source == "poses"
-    with evaluation(scene, everyone, show_all=poses) as at:
-        for k, (frame, objects) in enumerate(zip(spec.keyframes, sources)):
+
+    def look(graph: bpy.types.Depsgraph, source: rendered.Shown, pose: str) -> tuple[list[Proxy], np.ndarray]:
+        names = (pose, spec.objects[0])
+        here, first = (bpy.data.objects[name].evaluated_get(graph).matrix_world.translation for name in names)
+        proxies = bake(graph, source.objects, looks, None if source.insisted else left_out)
+        return proxies, np.array(first, np.float64) - np.array(here, np.float64)
+
+    with evaluation(scene, everyone, show_all=poses, render=True) as at:
+        for k, (frame, source) in enumerate(zip(spec.keyframes, sources)):
             pause(0.2 * k / len(sources), f"Keyframe {frame:g}: evaluating")
-            graph = at(None if poses else frame)
-            proxies = bake(graph, objects, rest)
+            pose = spec.objects[k if poses else 0]
+            proxies, shift = at.rendered(None if poses else frame, functools.partial(look, source=source, pose=pose))
             made += dict.fromkeys(proxy.mesh for proxy in proxies)
             if poses and spec.align_poses:
-                here, first = (
-                    bpy.data.objects[spec.objects[i]].evaluated_get(graph).matrix_world.translation for i in (k, 0)
-                )
                 for proxy in proxies:
-                    proxy.matrix[:3, 3] += np.array(first, np.float64) - np.array(here, np.float64)
+                    proxy.matrix[:3, 3] += shift
             keyframes.append(proxies)
     keyframes = without_vanished(keyframes)
     for k, (frame, proxies) in enumerate(zip(spec.keyframes, keyframes)):
@@ -276,12 +273,31 @@ def _bake_keyframes(
                 f"{_names(_shown(spec, k))} has no surface at frame {frame:g}.",
                 "Check the modifiers, the visibility and the scale there, or choose another keyframe.",
             )
-    return keyframes
+    return keyframes, left_out
+
+
+def _of_source(left_out: dict[str, str], looks: Looks) -> list[tuple[str, str, str]]:
+    """Warnings of what the capture does not have of the source."""
+    return [*rendered.notes(left_out), *looks.warnings()]
+
+
+def _anything_moves(keyframes: list[list[Proxy]]) -> bool:
+    """Whether any point of the source is elsewhere at another keyframe, by more than a hair of its size."""
+    first = [_surface_points(proxy) for proxy in keyframes[0]]
+    size = np.ptp(np.concatenate(first), axis=0).max()
+    for proxies in keyframes[1:]:
+        if len(proxies) != len(first):
+            return True
+        for before, proxy in zip(first, proxies):
+            now = _surface_points(proxy)
+            if before.shape != now.shape or np.abs(before - now).max() > STILL * size:
+                return True
+    return False
 
 
 def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str, str]]:
     """A warning for each add-on that moves the sources where it is enabled, and that is not there."""
-    blocks = moving_blocks({object for objects in _sources(scene, spec) for object in objects})
+    blocks = moving_blocks({object for source in _sources(scene, spec) for object in source.objects})
     warnings = [
         (
             "addon_missing",
@@ -301,21 +317,6 @@ def _unplayed(scene: bpy.types.Scene, spec: CaptureSpec) -> list[tuple[str, str,
                 )
             )
     return warnings
-
-
-def _stands_still(keyframes: list[list[Proxy]]) -> bool:
-    """Whether all keyframes show the same points at the same places."""
-    first = [_surface_points(proxy) for proxy in keyframes[0]]
-    everything = np.concatenate(first)
-    near = STILL * float(np.ptp(everything, axis=0).max())
-    for proxies in keyframes[1:]:
-        if len(proxies) != len(first):
-            return False
-        for before, proxy in zip(first, proxies):
-            points = _surface_points(proxy)
-            if points.shape != before.shape or np.abs(points - before).max() > near:
-                return False
-    return True
 
 
 def _placement(spec: CaptureSpec, keyframes: list[list[Proxy]]) -> tuple[np.ndarray, np.ndarray]:

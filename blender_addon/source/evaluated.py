@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Objects as the scene shows them at a frame: evaluated, and frozen into plain meshes."""
+"""Objects as a render of the scene shows them at a frame: evaluated, and frozen into plain meshes."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import bpy
 import numpy as np
 
 from ...lim_core.shared.errors import LimError
-from . import compat, mesh_swaps
-from .albedo import GENERATED
+from . import compat, instance_attributes, mesh_arrays, mesh_swaps, rendered, simulated
 from .keyframes import GONE, moving_blocks
+from .looks import Looks, slot_materials
+from .mesh_arrays import coordinates, triangles
 
-PHYSICS = {"CLOTH", "SOFT_BODY", "DYNAMIC_PAINT", "FLUID", "EXPLODE", "PARTICLE_SYSTEM", "PARTICLE_INSTANCE"}
-
-
-FLESHLESS = {"ARMATURE", "EMPTY", "LATTICE"}  # selected, they stand for what hangs on them
-
+__all__ = ["Evaluation", "Proxy", "bake", "coordinates", "evaluated_template", "evaluation", "triangles"]
 
 OUTLINES = {"CURVE", "SURFACE", "FONT"}  # Blender lists these twice: themselves, and their surface as an instance
-MESHED = {"MESH", "META", *OUTLINES}  # of other types Blender makes no mesh, and prints that as an error
+STRANDS = {"CURVES", "POINTCLOUD"}
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass
@@ -33,36 +34,62 @@ class Proxy:
     matrix: np.ndarray
     """[4, 4] float64, mesh to world"""
     colour: tuple[float, float, float, float]
+    properties: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Custom properties that its materials read (`surroundings`)."""
     name: str = ""
     """Of the object; empty for an instance."""
 
 
-def family(object: bpy.types.Object, scene: bpy.types.Scene) -> list[bpy.types.Object]:
-    """The object, and what cannot be seen apart from it: what hangs on a skeleton, the rest of a metaball."""
-    found = [object]
-    if object.type == "META":  # all elements of a family melt into the first one's surface
-        stem = object.name.split(".")[0]
-        found += [o for o in scene.objects if o.type == "META" and o.name.split(".")[0] == stem and o != object]
-    if object.type in FLESHLESS and object.instance_type == "NONE":
-        found += object.children_recursive
-        bones = [o for o in found if o.type in ("ARMATURE", "LATTICE")]
-        found += [
-            o
-            for o in scene.objects
-            if o not in found
-            and any(getattr(m, "object", None) in bones for m in o.modifiers if m.type in ("ARMATURE", "LATTICE"))
-        ]
-    return found
+class Evaluation:
+    """Objects of a scene, evaluated at one frame after the other; made by `evaluation`."""
+
+    def __init__(
+        self,
+        scene: bpy.types.Scene,
+        layer: bpy.types.ViewLayer,
+        start: int | None,
+        render: Callable | None,
+        swapped: Callable[[float], None],
+    ):
+        self._scene, self._layer, self._start, self._render, self._swapped = scene, layer, start, render, swapped
+        self._last: int | None = None
+
+    def __call__(self, moment: float | None) -> bpy.types.Depsgraph:
+        """The viewport's dependency graph at a scene frame (None: the current one)."""
+        self._go(moment)
+        return self._layer.depsgraph
+
+    def rendered(self, moment: float | None, look: Callable[[bpy.types.Depsgraph], Answer]) -> Answer:
+        """What `look` says of the graph that a render gets at a scene frame (None: the current one)."""
+        self._go(moment)
+        return self._render(look)
+
+    def _go(self, moment: float | None) -> None:
+        scene = self._scene
+        whole, part = compat.frame_parts(scene.frame_current_final if moment is None else moment)
+        if moment is not None and self._start is not None:
+            # A simulation that is not baked only knows a frame after all the frames before it.
+            for step in range(self._start if self._last is None else self._last + 1, whole):
+                scene.frame_set(step)
+        scene.frame_set(whole, subframe=part)
+        if moment is not None:
+            self._swapped(moment)
+        self._last = whole
+        self._layer.update()
 
 
 @contextlib.contextmanager
 def evaluation(
-    scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False
-) -> Iterator[Callable[[float | None], bpy.types.Depsgraph]]:
-    """Evaluate `objects` as the viewport would, what an add-on swaps included (see `mesh_swaps`), even if they are hidden, excluded, or of no collection of the scene.
+    scene: bpy.types.Scene, objects: list[bpy.types.Object], *, show_all: bool = False, render: bool = False
+) -> Iterator[Evaluation]:
+    """Evaluate `objects`, what an add-on swaps included (`mesh_swaps`), even if they are hidden, excluded, or of no collection
+    of the scene.
 
-    Yields a function from a scene frame (None: the current one) to the dependency graph at that frame. Objects whose
-    visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at the end.
+    Objects whose visibility is animated keep it, unless `show_all`. The scene's frame and the objects' flags are put back at
+    the end.
+
+    Args:
+        render: allow `Evaluation.rendered`; simulations are then stepped with the modifiers that a render has.
     """
     frame = compat.frame_parts(scene.frame_current_final)
     with contextlib.ExitStack() as undo:
@@ -81,22 +108,16 @@ def evaluation(
             other.exclude = other.collection != collection
         swapped = undo.enter_context(mesh_swaps.playing(moving_blocks(objects)))
         undo.callback(scene.frame_set, frame[0], subframe=frame[1])
-        last: list[int] = []
-
-        def at(moment: float | None) -> bpy.types.Depsgraph:
-            whole, part = compat.frame_parts(scene.frame_current_final if moment is None else moment)
-            if moment is not None and _has_physics(scene, objects):
-                # A simulation that is not baked only knows a frame after all the frames before it.
-                for step in range(last[-1] + 1 if last else scene.frame_start, whole):
-                    scene.frame_set(step)
-            scene.frame_set(whole, subframe=part)
-            if moment is not None:
-                swapped(moment)
-            last.append(whole)
-            layer.update()
-            return layer.depsgraph
-
-        yield at
+        if render:
+            undo.enter_context(simulated.as_rendered(simulated.owners(objects)))
+            instance_attributes.add_probes(undo, collection, objects)
+        yield Evaluation(
+            scene,
+            layer,
+            simulated.earliest(scene, objects),
+            undo.enter_context(rendered.rendering(scene, layer)) if render else None,
+            swapped,
+        )
 
 
 def _unhide(undo: contextlib.ExitStack, object: bpy.types.Object, always: bool) -> None:
@@ -113,47 +134,59 @@ def _unhide(undo: contextlib.ExitStack, object: bpy.types.Object, always: bool) 
         setattr(object, flag, False)
 
 
-def _has_physics(scene: bpy.types.Scene, objects: list[bpy.types.Object]) -> bool:
-    if scene.rigidbody_world is not None and scene.rigidbody_world.enabled:
-        return True
-    return any(_is_simulated(modifier) for object in objects for modifier in object.modifiers)
-
-
-def _is_simulated(modifier: bpy.types.Modifier) -> bool:
-    if modifier.type == "NODES" and modifier.node_group is not None:
-        return any(node.bl_idname == "GeometryNodeSimulationOutput" for node in modifier.node_group.nodes)
-    return modifier.type in PHYSICS
-
-
 def bake(
-    depsgraph: bpy.types.Depsgraph, objects: list[bpy.types.Object], rest: dict[str, np.ndarray] | None = None
+    depsgraph: bpy.types.Depsgraph,
+    objects: list[bpy.types.Object],
+    looks: Looks | None = None,
+    unseen: dict[str, str] | None = None,
 ) -> list[Proxy]:
     """Freeze all that `objects` show (themselves and their instances) into meshes of their own, in main data.
 
     Args:
-        rest: remembers each object's Generated coordinates from the first call, so that they stick to the surface.
+        looks: gives them their looks, and remembers those from the first call; without it they have their materials only.
+        unseen: what the camera does not see is left out, and told here: name -> why. None: nothing is left out.
     The caller removes the meshes. If this raises, nothing is left behind.
     """
-    rest = {} if rest is None else rest
     wanted = set(objects)
-    made: dict[tuple[str, int], bpy.types.Mesh | None] = {}
+    made: dict[tuple, bpy.types.Mesh | None] = {}
     proxies: list[Proxy] = []
+
+    def add(shown, instance, key: tuple, matrix: np.ndarray, mesh: Callable[[], bpy.types.Mesh | None]) -> None:
+        if key not in made:
+            made[key] = mesh()
+            if made[key] is not None and looks is not None:
+                looks.dress(made[key], shown, depsgraph, *key[2:])
+        if made[key] is not None:
+            colour, properties = tuple(shown.color), {}
+            if looks is not None:
+                colour, properties = looks.answers(instance, made[key], depsgraph)
+            name = "" if instance.is_instance else shown.name_full
+            proxies.append(Proxy(made[key], matrix, colour, dict(properties), name))
+
+    if looks is not None:
+        looks.begin()
     try:
         for instance in depsgraph.object_instances:
             owner = instance.parent if instance.is_instance else instance.object
-            if owner.original not in wanted or owner.hide_render or not (instance.is_instance or instance.show_self):
+            if owner.original not in wanted or owner.hide_render:
                 continue
             shown = instance.object
-            if not instance.is_instance and shown.type in OUTLINES:
+            if looks is not None:
+                looks.meet(instance)
+            reason = rendered.instance_unseen(instance) if unseen is not None else ""
+            if reason:
+                unseen[shown.name] = reason
                 continue
-            key = (shown.name_full, shown.data.as_pointer() if shown.data else 0)
-            if key not in made:
-                made[key] = _frozen_mesh(shown, depsgraph, rest)
-            if made[key] is not None:
-                matrix = np.array(instance.matrix_world, np.float64)
-                if _has_area(matrix):
-                    name = "" if instance.is_instance else shown.name_full
-                    proxies.append(Proxy(made[key], matrix, tuple(shown.color), name))
+            name, data = shown.name_full, shown.data.as_pointer() if shown.data else 0
+            if not instance.is_instance:
+                for system in rendered_hair(shown):
+                    freeze = functools.partial(_frozen_hair, shown, system)
+                    add(shown, instance, (name, data, system.name), np.eye(4), freeze)
+                if not instance.show_self or shown.type in OUTLINES:
+                    continue
+            matrix = np.array(instance.matrix_world, np.float64)
+            if _has_area(matrix):
+                add(shown, instance, (name, data), matrix, functools.partial(_frozen_mesh, shown, depsgraph))
     except BaseException:
         bpy.data.batch_remove([mesh for mesh in made.values() if mesh])
         raise
@@ -178,71 +211,69 @@ def _scale(proxy: Proxy) -> float:
     return float(np.linalg.norm(proxy.matrix[:3, :3], 2))
 
 
-def _frozen_mesh(
-    shown: bpy.types.Object, depsgraph: bpy.types.Depsgraph, rest: dict[str, np.ndarray]
-) -> bpy.types.Mesh | None:
-    """A copy of the evaluated surface; None where there is none (lamps, volumes, wires)."""
-    if shown.type not in MESHED:
-        return None
-    try:
-        mesh = bpy.data.meshes.new_from_object(shown, preserve_all_data_layers=False, depsgraph=depsgraph)
-    except RuntimeError:  # “object does not have geometry data”
+def rendered_hair(shown: bpy.types.Object) -> list[bpy.types.ParticleSystem]:
+    """The hair systems of an evaluated object that a render draws."""
+    modifiers = [m for m in shown.modifiers if m.type == "PARTICLE_SYSTEM" and m.show_render]
+    return [m.particle_system for m in modifiers if m.particle_system.settings.type == "HAIR"]
+
+
+def _frozen_hair(shown: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.types.Mesh | None:
+    """Tubes along the strands, in the world's space, with the material of the strands."""
+    mesh = mesh_arrays.of_hair(shown, system)
+    if mesh is not None:
+        slot = system.settings.material - 1
+        materials = slot_materials(shown, shown.data)
+        _put_on(mesh, [materials[min(slot, len(materials) - 1)]])
+    return mesh
+
+
+def _frozen_mesh(shown: bpy.types.Object, depsgraph: bpy.types.Depsgraph) -> bpy.types.Mesh | None:
+    """A copy of the evaluated surface with the materials that its object shows; None where there is none (lamps, volumes,
+    wires)."""
+    if shown.type not in rendered.CAPTURED_TYPES:
+        return None  # Blender would print an error for each
+    if shown.type in STRANDS:
+        mesh = mesh_arrays.of_strands(shown.data)
+    else:
+        try:
+            mesh = bpy.data.meshes.new_from_object(shown, preserve_all_data_layers=False, depsgraph=depsgraph)
+        except RuntimeError:  # “object does not have geometry data”
+            return None
+    if mesh is None:
         return None
     if not mesh.polygons:
         bpy.data.meshes.remove(mesh)
         return None
     mesh.name = "LIM proxy"
-    known = rest.get(shown.name_full)
-    if known is None or len(known) != len(mesh.vertices):
-        known = _generated_coordinates(shown, mesh)
-        rest.setdefault(shown.name_full, known)
-    if GENERATED not in mesh.attributes:
-        mesh.attributes.new(GENERATED, "FLOAT_VECTOR", "POINT").data.foreach_set("vector", known.ravel())
+    source = mesh if shown.type not in STRANDS else shown.data
+    _put_on(mesh, slot_materials(shown, source))
     return mesh
 
 
-def _generated_coordinates(shown: bpy.types.Object, mesh: bpy.types.Mesh) -> np.ndarray:
-    """[V, 3] float32, 0..1 over the texture space: of the undeformed mesh if its vertices are still these ones."""
-    original = shown.original.data if shown.original is not None else None
-    if isinstance(original, bpy.types.Mesh) and len(original.vertices) == len(mesh.vertices):
-        points = coordinates(original)
-        centre, half = np.array(original.texspace_location), np.array(original.texspace_size)
-    else:
-        points = coordinates(mesh)
-        low, high = points.min(0), points.max(0)
-        centre, half = (low + high) / 2, (high - low) / 2
-    half = np.where(half > 0, half, 1.0)
-    return ((points - centre) / half * 0.5 + 0.5).astype(np.float32)
-
-
-def coordinates(mesh: bpy.types.Mesh) -> np.ndarray:
-    """Vertices [V, 3] float32, in the mesh's own space."""
-    points = np.empty(len(mesh.vertices) * 3, np.float32)
-    mesh.vertices.foreach_get("co", points)
-    return points.reshape(-1, 3)
+def _put_on(mesh: bpy.types.Mesh, materials: list[bpy.types.Material | None]) -> None:
+    """Slot by slot: to clear the list would set the faces' slots to the first."""
+    while len(mesh.materials) < len(materials):
+        mesh.materials.append(None)
+    for slot, material in enumerate(materials):
+        mesh.materials[slot] = material
 
 
 def evaluated_template(scene: bpy.types.Scene, name: str, frame: float) -> tuple[bpy.types.Mesh, np.ndarray]:
     """A new mesh (all its layers kept) of the evaluated object, and its matrix to the world [4, 4] float64.
 
+    It has the modifiers that a render has, as finely as the viewport shows them, and the materials that the object shows.
+
     Raises:
         LimError: bad_template.
     """
     object = bpy.data.objects[name]
-    with evaluation(scene, [object], show_all=True) as at:
+    with simulated.as_rendered([object], levels=False), evaluation(scene, [object], show_all=True) as at:
         graph = at(frame)
         evaluated = object.evaluated_get(graph)
         mesh = bpy.data.meshes.new_from_object(evaluated, preserve_all_data_layers=True, depsgraph=graph)
         matrix = np.array(evaluated.matrix_world, np.float64)
+        _put_on(mesh, slot_materials(evaluated, mesh))
     if not mesh.polygons:
         bpy.data.meshes.remove(mesh)
         raise LimError("bad_template", f"“{name}” has no faces at frame {frame:g}.", "Choose another template.")
     return mesh, matrix
-
-
-def triangles(mesh: bpy.types.Mesh) -> np.ndarray:
-    """[F, 3] int32 of the mesh's own vertices."""
-    mesh.calc_loop_triangles()
-    faces = np.empty(len(mesh.loop_triangles) * 3, np.int32)
-    mesh.loop_triangles.foreach_get("vertices", faces)
-    return faces.reshape(-1, 3)

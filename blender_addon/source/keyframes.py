@@ -163,15 +163,22 @@ def _vanishes(block) -> set[float]:
 
 
 def moving_blocks(objects: Iterable) -> list:
-    """The objects and every data-block whose animation moves or deforms them, each once."""
+    """The objects and every data-block whose animation moves or deforms them, each once: also what node groups name at any
+    depth, what particles show, and what collections instance."""
     found: dict[int, object] = {}
     waiting = list(objects)
     while waiting:
         block = waiting.pop()
         if block is None or block.as_pointer() in found:
             continue
+        kind = block.bl_rna.identifier
+        if kind == "Collection":
+            waiting += list(block.all_objects)
+            continue
         found[block.as_pointer()] = block
-        if block.bl_rna.identifier != "Object":
+        if kind == "GeometryNodeTree":
+            waiting += _named_by_nodes(block)
+        if kind != "Object":
             continue
         data = block.data
         waiting += [block.parent, data, getattr(data, "shape_keys", None)]
@@ -181,20 +188,41 @@ def moving_blocks(objects: Iterable) -> list:
             for bone in block.pose.bones:
                 for constraint in bone.constraints:
                     waiting += _pointed_at(constraint)
-        if block.instance_type == "COLLECTION" and block.instance_collection:
-            waiting += list(block.instance_collection.all_objects)
+        for system in block.particle_systems:
+            waiting += [system.settings.instance_object, system.settings.instance_collection]
+        if block.instance_type == "COLLECTION":
+            waiting.append(block.instance_collection)
+        elif block.instance_type in ("VERTS", "FACES"):
+            waiting += list(block.children)
     return list(found.values())
 
 
+_KINDS = ("Object", "Collection", "NodeTree", "GeometryNodeTree")
+
+
+def _is_block(value) -> bool:
+    rna = getattr(value, "bl_rna", None)
+    return rna is not None and rna.identifier in _KINDS
+
+
 def _pointed_at(owner) -> list:
-    """Objects and node groups that a modifier's or constraint's settings name."""
-    found = []
-    for setting in owner.bl_rna.properties:
-        if setting.type == "POINTER" and setting.fixed_type.identifier in ("Object", "NodeTree"):
-            value = getattr(owner, setting.identifier, None)
-            if value is not None:
-                found.append(value)
-    return found
+    """Objects, collections and node groups that a modifier's or constraint's settings, or a node group's inputs, name."""
+    settings = [
+        s.identifier for s in owner.bl_rna.properties if s.type == "POINTER" and s.fixed_type.identifier in _KINDS
+    ]
+    found = [getattr(owner, setting, None) for setting in settings]
+    if getattr(owner, "type", "") == "NODES":
+        found += [owner[name] for name in owner.keys()]
+    if getattr(owner, "type", "") == "ARMATURE" and hasattr(owner, "targets"):  # a constraint with several
+        found += [target.target for target in owner.targets]
+    return [value for value in found if _is_block(value)]
+
+
+def _named_by_nodes(tree) -> list:
+    """Node groups, objects and collections that the nodes of a group name."""
+    found = [getattr(node, "node_tree", None) for node in tree.nodes]
+    found += [getattr(socket, "default_value", None) for node in tree.nodes for socket in node.inputs]
+    return [value for value in found if _is_block(value)]
 
 
 def _frames(action, slot, without: Sequence[str] = ()) -> set[float]:

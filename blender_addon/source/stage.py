@@ -34,10 +34,19 @@ class Stage:
         world_to_model: [4, 4] of every keyframe.
         size: pixels along each side of a picture.
         samples: 1 takes one through each pixel's centre; more of them smooth the edges (for pictures that people see).
+        materials: those that the proxies' looks were read for; else the stage has its own.
     """
 
-    def __init__(self, keyframes: list[list[Proxy]], world_to_model: list[np.ndarray], size: int, samples: int = 1):
-        self.materials = AlbedoMaterials()
+    def __init__(
+        self,
+        keyframes: list[list[Proxy]],
+        world_to_model: list[np.ndarray],
+        size: int,
+        samples: int = 1,
+        materials: AlbedoMaterials | None = None,
+    ):
+        self.materials = materials or AlbedoMaterials()
+        self._has_own_materials = materials is None
         self._size, self._samples = size, samples
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # whatever fails below takes the rest down with it
@@ -58,7 +67,8 @@ class Stage:
         images = set(bpy.data.images)
         # The first render adds “Render Result” to the file.
         undo.callback(lambda: bpy.data.batch_remove([i for i in bpy.data.images if i not in images]))
-        undo.callback(self.materials.close)
+        if self._has_own_materials:
+            undo.callback(self.materials.close)
         self.scene = bpy.data.scenes.new("LIM capture")
         undo.callback(bpy.data.scenes.remove, self.scene)
         made: list[bpy.types.ID] = []
@@ -88,6 +98,8 @@ class Stage:
                 object = bpy.data.objects.new("LIM proxy", proxy.mesh)
                 made.append(object)
                 object.color = proxy.colour
+                for name, value in proxy.properties.items():
+                    object[name] = value
                 # A parent inverse may hold any matrix; an object's own location, rotation and scale cannot shear.
                 object.parent = anchor
                 object.matrix_parent_inverse = Matrix((to_model @ proxy.matrix).tolist())

@@ -11,7 +11,7 @@ from bpy.props import BoolProperty, EnumProperty, StringProperty
 
 from ...lim_core.shared.errors import LimError
 from .. import ids
-from ..job import asking
+from ..source import rendered
 from .live import fail, live
 
 
@@ -85,7 +85,9 @@ class LIM_OT_pose_add(bpy.types.Operator):
         new = [
             object
             for object in sorted(context.view_layer.objects, key=lambda object: object.name)
-            if object.select_get(view_layer=context.view_layer) and asking.has_surface(object) and object not in listed
+            if object.select_get(view_layer=context.view_layer)
+            and rendered.has_surface(object)
+            and object not in listed
         ]
         if not new:
             self.report({"WARNING"}, "Select objects with a surface that are not in the list yet.")

@@ -8,7 +8,7 @@ import bpy
 from ...lim_core.shared.errors import LimError
 from .. import folders
 from ..job import asking, capturing
-from ..source import import_video, keyframes
+from ..source import import_video, keyframes, rendered
 
 
 def settings_from(context) -> asking.Settings:
@@ -84,7 +84,7 @@ def _chosen_objects(context) -> list[bpy.types.Object]:
     if chosen.source == "COLLECTION":
         if chosen.collection is None:
             raise LimError("nothing_selected", "No collection is chosen.", "Choose the collection to capture.")
-        objects = [object for object in chosen.collection.all_objects if asking.has_surface(object)]
+        objects = [object for object in chosen.collection.all_objects if rendered.has_surface(object)]
         where = f"The collection “{chosen.collection.name}” holds nothing"
     elif chosen.source == "POSES":
         objects = [pose.object for pose in chosen.poses if pose.object]
@@ -92,10 +92,8 @@ def _chosen_objects(context) -> list[bpy.types.Object]:
         if len(objects) == 1:
             raise LimError("one_keyframe", "There is only one pose: nothing can be in-betweened.", "Add another pose.")
     else:
-        from ..source.evaluated import FLESHLESS
-
         selected = [object for object in context.view_layer.objects if object.select_get(view_layer=context.view_layer)]
-        objects = [object for object in selected if asking.has_surface(object) or object.type in FLESHLESS]
+        objects = [object for object in selected if rendered.has_surface(object) or object.type in rendered.FLESHLESS]
         where = "Nothing is selected" if not selected else "The selection holds nothing"
         if not selected:
             raise LimError("nothing_selected", "Nothing is selected.", "Select the objects to capture.")

@@ -22,7 +22,7 @@ import torch
 from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
-from ..networks.lim import LIM, Anchors
+from ..networks.lim import ENDS, LIM, Anchors
 from ..networks.lrm import LRM
 from ..shared import cameras
 from . import metrics, pictures, scenes
@@ -127,7 +127,7 @@ def between(lrm: LRM, lim: LIM, moments: list) -> tuple[dict[str, list[torch.Ten
     alphas = torch.tensor(ALPHAS, device=oracle[0].device)
     forward = torch.cat([lim(features[0], there, part)[0] for part in alphas.split(BATCH)])
     backward = torch.cat([lim(features[-1], back, part)[0] for part in (1 - alphas).split(BATCH)])
-    anchors = Anchors(lim, features[0], there, oracle[0], oracle[-1])
+    anchors = Anchors(lim(features[0], there, oracle[0].new_tensor(ENDS))[0], oracle[0], oracle[-1])
     still = lim(features[0], back, alphas.new_tensor([0.5]))[0]
     planes = {
         "linear": [torch.lerp(oracle[0], oracle[-1], a) for a in alphas],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from ..shared import threads
 
-WHAT = ("reconstruction", "interpolation", "alpha", "tracing", "job", "video")
+WHAT = ("reconstruction", "interpolation", "alpha", "matching", "tracing", "job", "video")
 COMMON = ("weights", "device", "limit")
 
 

@@ -7,7 +7,9 @@ Rows, four held-out views each:
     flow      the input pictures and their depth interpolated in the image (flow.py), then LRM
     flow_rgb  the same without the depth: what an interpolator of pictures gives by itself
     lim       LIM; one more row for each `--ablate NAME=FOLDER`
-    anchored  LIM, held to LRM's triplanes where nothing moves (`lim.Anchors`): what a job shows
+    anchored  LIM, held to LRM's triplanes where nothing moves (`lim.Anchors`)
+    moved     what both ends show, moved by the motion network and drawn again (moved.py), then LRM, held as `anchored` is
+    lim_moved LIM, with the evidence of what is moved
     mesh      with `--jobs`: the textured mesh that a job of the two ends makes, half-way between them
     straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
               what can be had without knowing how things move
@@ -29,11 +31,13 @@ from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
 from ..networks.images import Views
-from ..networks.lim import LIM, Anchors
+from ..networks.lim import ENDS, LIM, Anchors
 from ..networks.lrm import LRM
+from ..networks.point_motion import Motion
 from ..shared import request
 from ..shared.errors import LimError
 from ..stages import pipeline
+from ..tracking import moved
 from . import flow, metrics, pictures, scenes, speed, tracing
 from .scenes import Span
 
@@ -72,8 +76,8 @@ Middle = torch.Tensor | tuple[packs.Pack, np.ndarray]  # a triplane, or a textur
 
 @dataclasses.dataclass
 class Networks:
-    """What predicts: the pair that is measured, the ablations' pairs by name, an interpolator of pictures if given, and the
-    folder of the jobs if their meshes are measured too."""
+    """What predicts: the pair that is measured, the ablations' pairs by name, an interpolator of pictures if given, the
+    folder of the jobs if their meshes are measured too, and the motion network where there is one."""
 
     lrm: LRM
     lim: LIM
@@ -81,11 +85,24 @@ class Networks:
     interpolator: flow.FrameInterpolator | None
     jobs: Path | None = None
     weights: str = ""
+    motion: Motion | None = None
 
     @property
     def rows(self) -> tuple[str, ...]:
         mesh = ("mesh",) if self.jobs else ()
-        return ("linear", "flow", "flow_rgb", "lim", "anchored", *self.ablations, *mesh, "straight", "oracle")
+        by_motion = ("moved", "lim_moved") if self.motion else ()
+        return (
+            "linear",
+            "flow",
+            "flow_rgb",
+            "lim",
+            "anchored",
+            *by_motion,
+            *self.ablations,
+            *mesh,
+            "straight",
+            "oracle",
+        )
 
     def render(
         self, row: str, middle: Middle, size: int | None = None, views: int | None = None
@@ -193,7 +210,8 @@ def load(weights: str, ablate, frame_interpolator: str, device: torch.device, jo
     folders = checkpoint.folders(weights)
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     interpolator = flow.load(frame_interpolator, device) if frame_interpolator else None
-    networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator, jobs, weights)
+    motion = checkpoint.load(folders["motion"], "motion", device) if "motion" in folders else None
+    networks = Networks(lrm, checkpoint.load(folders["lim"], "lim", device), {}, interpolator, jobs, weights, motion)
     for text in ablate:
         name, _, folder = text.rpartition("=")  # a name may hold an equals sign itself: blocks=3
         if not name or name in networks.rows:
@@ -223,10 +241,18 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
         "flow_rgb": lrm(dataclasses.replace(middle, depth_planar=None).network_views(0, seen.size, device))[0],
         "lim": between,
-        "anchored": Anchors(networks.lim, features, condition, start, end).hold(between, half),
+        "anchored": Anchors(networks.lim(features, condition, start.new_tensor(ENDS))[0], start, end).hold(
+            between, half
+        ),
         "straight": lrm(seen.views(3, device))[0],
         "oracle": lrm(seen.views(1, device))[0],
     }
+    if networks.motion:
+        interval = moved.Between(networks.motion, seen.capture, 0, 2, seen.size)
+        outer = torch.cat([lrm(interval.views_at(alpha))[0] for alpha in ENDS])
+        shown = interval.views_at(0.5)
+        middles["moved"] = Anchors(outer, start, end).hold(lrm(shown)[0], half)
+        middles["lim_moved"] = networks.lim(features, condition, half, shown)[0]
     for name, (own, lim) in networks.ablations.items():
         given = features if own is lrm else own(first)[1]
         middles[name] = lim(given, lim.condition(last), half)[0]

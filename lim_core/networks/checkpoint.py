@@ -20,17 +20,20 @@ from torch import Tensor, nn
 from ..shared import cameras
 from ..shared.errors import LimError
 from . import config
-from .config import ModelConfig
+from .config import MOTION, ModelConfig, MotionConfig
 from .images import Views
 from .lim import LIM
 from .lrm import LRM, Features
+from .point_motion import Cloud, Motion
 
 SHARD_BYTES = 15_000_000
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
-def build(network: str, model_config: ModelConfig) -> nn.Module:
+def build(network: str, model_config: ModelConfig | MotionConfig) -> nn.Module:
     """The network of that name, freshly initialised."""
+    if network == MOTION:
+        return Motion(model_config)
     canonical = network.endswith("-xyz")
     return LRM(model_config, canonical) if network.startswith("lrm") else LIM(model_config, canonical)
 
@@ -71,7 +74,7 @@ def save(folder: str | Path, network: str, model: nn.Module, training: dict) -> 
     write_json(folder / "training.json", training)
     rounded = build(network, model.config)
     rounded.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    inputs = golden_input(model.config)
+    inputs = golden_points(model.config) if network == MOTION else golden_input(model.config)
     answer = golden_answer(network, rounded, inputs)
     _save_tensors(folder / "golden.safetensors", {**{f"in.{k}": v for k, v in inputs.items()}, "out": answer})
 
@@ -118,9 +121,11 @@ def load(folder: str | Path, network: str, device: torch.device | str = "cpu") -
 
 
 def folders(weights: str | Path = "") -> dict[str, Path]:
-    """Where each network's checkpoint lies: `<weights>/<network>`, for the bundled weights when empty."""
+    """Where each network's checkpoint lies: `<weights>/<network>`, for the bundled weights when empty; the motion network only where
+    there is one."""
     root = Path(weights) if weights else BUNDLED
-    return {network: root / network for network in config.NETWORKS}
+    motion = [MOTION] if (root / MOTION).is_dir() else []  # no job needs it
+    return {network: root / network for network in (*config.NETWORKS, *motion)}
 
 
 # ---- the golden pair -------------------------------------------------------------------------------------------
@@ -148,10 +153,39 @@ def golden_views(inputs: dict[str, Tensor], canonical: bool, device) -> Views:
     return Views(content, alpha, position, alpha, camera, intrinsics)
 
 
+def golden_points(model_config: MotionConfig) -> dict[str, Tensor]:
+    """A coloured ellipsoid and the same, bent: places and normals [2, M, 3], colours [M, 3]."""
+    count = 2 * model_config.controls
+    steps = torch.arange(count) + 0.5
+    height, angle = 1 - 2 * steps / count, steps * 2.399963  # a golden-angle spiral: even all over, and no seed
+    ball = torch.stack([(1 - height**2).sqrt() * angle.cos(), (1 - height**2).sqrt() * angle.sin(), height], 1)
+    axes = torch.tensor([0.5, 0.3, 0.8])
+    place, normal = ball * axes, torch.nn.functional.normalize(ball / axes, dim=1)
+    bent = place + torch.stack([0.3 * place[:, 2] ** 2, 0.1 * place[:, 2], torch.zeros(count)], 1)
+    return {
+        "place": torch.stack([place, bent]), "normal": torch.stack([normal, normal]), "colour": ball * 0.5 + 0.5,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def golden_motion(model: Motion, inputs: dict[str, Tensor]) -> Tensor:
+    """Places at the other time and at a third of the way, turns and scatter of the controls."""
+    device = next(model.parameters()).device
+    place, normal, colour = (inputs[name].to(device).float() for name in ("place", "normal", "colour"))
+    controls = torch.arange(0, len(colour), 2, device=device)[None]
+    clouds = [Cloud(place[i][None], normal[i][None], colour[None], controls) for i in range(2)]
+    field, _ = model(*clouds)
+    on_way = model.at(field, torch.full((1,), 1 / 3, device=device))[0]
+    parts = (field.place - field.start, on_way - field.start, field.turn, field.scatter.log())
+    return torch.cat([part.flatten() for part in parts]).float().cpu().contiguous()
+
+
 @torch.no_grad()
 def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Every 7th value of the network's triplane for the golden input; for a reconstructor also what its decoder reads there."""
+    """Of the motion network: `golden_motion`. Else every 7th value of the network's triplane for the golden input; for a reconstructor also what its decoder reads there."""
     device = next(model.parameters()).device
+    if network == MOTION:
+        return golden_motion(model, inputs)
     canonical = network.endswith("-xyz")
     if network.startswith("lrm"):
         triplane = model(golden_views(inputs, canonical, device))[0]
@@ -174,7 +208,7 @@ def replay_golden(folder: str | Path, network: str, model: nn.Module) -> float:
     """Largest difference between the stored answer and the one given now, relative to the answer's spread."""
     try:
         stored = load_file(Path(folder) / "golden.safetensors")
-        inputs = {name: stored[f"in.{name}"] for name in ("position", "alpha")}
+        inputs = {name[3:]: tensor for name, tensor in stored.items() if name.startswith("in.")}
         answer = golden_answer(network, model, inputs)
         if answer.shape != stored["out"].shape:
             raise ValueError("it has another size")

@@ -11,6 +11,9 @@ from pathlib import Path
 from ..shared.errors import LimError
 
 NETWORKS = ("lrm", "lrm-xyz", "lim", "lim-xyz")
+"""The paper's, which work on triplanes and share one `ModelConfig`."""
+MOTION = "motion"
+"""The network on points; it has a `MotionConfig` of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,26 @@ class ModelConfig:
     def plane_size(self) -> int:
         """Cells along each side of a plane; divisible by 4."""
         return self.plane_tokens * self.upsample
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionConfig:
+    """Sizes of `Motion` (point_motion.py)."""
+
+    controls: int = 384
+    """Points of each time that attend to each other."""
+    neighbours: int = 16
+    """Points of the own cloud that a control reads."""
+    width: int = 128
+    heads: int = 4
+    local_width: int = 64
+    """Features of a neighbour."""
+    match_width: int = 64
+    """Features in which matches are looked for."""
+    blocks: int = 3
+    """Before the first guess."""
+    later_blocks: int = 3
+    """After it."""
 
 
 def nano() -> ModelConfig:
@@ -113,21 +136,22 @@ def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
     return config
 
 
-def to_json(config: ModelConfig, network: str) -> str:
+def to_json(config: ModelConfig | MotionConfig, network: str) -> str:
     return json.dumps({"network": network, **dataclasses.asdict(config)}, indent=2)
 
 
-def read(path: str | Path) -> tuple[ModelConfig, str]:
+def read(path: str | Path) -> tuple[ModelConfig | MotionConfig, str]:
     """The configuration in a checkpoint's config.json and the network's name; flaws are `weights_broken`."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         network = data.pop("network")
-        kinds = {field.name: bool if field.type == "bool" else int for field in dataclasses.fields(ModelConfig)}
+        kind = MotionConfig if network == MOTION else ModelConfig
+        kinds = {field.name: bool if field.type == "bool" else int for field in dataclasses.fields(kind)}
         if any(type(value) is not kinds.get(name, type(value)) for name, value in data.items()):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError):
         raise LimError("weights_broken", f"“{path}” is not a checkpoint's configuration.") from None
-    unknown = sorted(set(data) - {field.name for field in dataclasses.fields(ModelConfig)})
-    if unknown or network not in NETWORKS:
+    unknown = sorted(set(data) - set(kinds))
+    if unknown or network not in (*NETWORKS, MOTION):
         raise LimError("weights_broken", f"“{path}” has an unknown entry: {unknown[0] if unknown else network}.")
-    return ModelConfig(**data), network
+    return kind(**data), network

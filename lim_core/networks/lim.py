@@ -129,9 +129,13 @@ class LIM(nn.Module):
         features: Features,
         condition: tuple[Tensor, Tensor | None],
         alpha: Float[Tensor, " B"],
+        shown: Views | None = None,
     ) -> tuple[Float[Tensor, "B 3 C R R"], Features]:
         """T̂ at `alpha` between the features' time (0) and the condition's (1), and LIM's own features there.
 
+        Args:
+            shown: what is known to be seen at `alpha` (moved.py, or a fitted mesh drawn there): its evidence then takes the place
+                of the advanced one.
         Raises:
             LimError: alpha outside [0, 1], or features of a network of another size.
         """
@@ -154,13 +158,19 @@ class LIM(nn.Module):
         triplane, planes = self.head(x), None
         if target is not None:
             ends = (planes.expand(batch, -1, -1, -1, -1) for planes in (features.planes, target))
-            planes = self.advance(triplane, *ends, alpha)
+            if shown is not None:
+                planes = self.pillars(fuse(shown, self.config.plane_size))
+            else:
+                planes = self.advance(triplane, *ends, alpha)
             triplane = self.refine(triplane, planes)
         return triplane, Features(features.entering.expand(batch, -1, -1), outputs, planes)
 
 
+ENDS = (0.0, 1.0)  # the α at which a condition's own keyframes lie
+
+
 class Anchors:
-    """What holds LIM's triplanes between two keyframes to LRM's own: at both ends, and all the way where nothing moves.
+    """What holds triplanes between two keyframes to LRM's own: at both ends, and all the way where nothing moves.
 
     T̂(α) + g^(4α(1−α)) · lerp(T_k − T̂(0), T_{k+1} − T̂(1), α), g near 1 in cells around which both triplanes agree. A step of
     ours after the paper's network: LIM by itself loses detail that both keyframes show at the same place. RGB only, as the
@@ -169,16 +179,16 @@ class Anchors:
 
     @torch.no_grad()
     def __init__(
-        self, lim: LIM, features: Features, condition, start: Float[Tensor, "1 3 C R R"], end: Float[Tensor, "1 3 C R R"]
-    ):  # fmt: skip
-        """start, end: LRM's triplanes at the features' time and at the condition's."""
+        self, made: Float[Tensor, "2 3 C R R"], start: Float[Tensor, "1 3 C R R"], end: Float[Tensor, "1 3 C R R"]
+    ):
+        """made: what is to be held, at α = 0 and 1; start, end: LRM's triplanes there."""
         both = torch.cat([start, end])
-        self.missing = both - lim(features, condition, start.new_tensor([0.0, 1.0]))[0]
+        self.missing = both - made
         spread = both.std((0, 3, 4), keepdim=True).clamp_min(1e-6)
         moved = (((end - start) / spread) ** 2).mean(2).sqrt()  # 1 3 R R
         self.still = torch.exp(-(F.max_pool2d(moved, NEIGHBOURS, 1, NEIGHBOURS // 2) ** 2))[:, :, None]
 
     def hold(self, planes: Float[Tensor, "B 3 C R R"], alpha: Float[Tensor, " B"]) -> Float[Tensor, "B 3 C R R"]:
-        """LIM's triplanes at `alpha`, held."""
+        """Triplanes at `alpha`, held."""
         share = alpha.to(planes)[:, None, None, None, None]
         return planes + self.still ** (4 * share * (1 - share)) * torch.lerp(self.missing[:1], self.missing[1:], share)

@@ -85,9 +85,15 @@ EXIT_RESULT, EXIT_CRASH, EXIT_USAGE, EXIT_INPUT, EXIT_BACKEND, EXIT_RESOURCES, E
 WARNING_CODES = (
     "missing_texture",  # a source image file was not found: drawn in flat colour
     "clips_left_out",  # a file holds more clips than can play at once
-    "nothing_moves",  # the source looks the same at every keyframe
     "addon_missing",  # the animation needs an add-on that is not there
-    "weak_matches",  # many vertices had no confident canonical match
+    "left_out",  # parts of the source that the render does not show
+    "nothing_moves",  # the source looks the same at every keyframe
+    "changing_look",  # colours, textures or UVs change over time: they stay as at the first keyframe
+    "camera_look",  # a material reads coordinates of the camera
+    "lost_attribute",  # a material asks its instancer for an attribute that was not found
+    "displaced",  # displacement of a material is not captured
+    "alpha_cards",  # sheets cut out by transparency become one opaque shell
+    "strands",  # hair and points are captured as tubes and spheres
     "small_in_view",  # the object fills little of the views (large root motion, say)
     "no_depth",  # no captured depth: the fit stage is skipped
     "no_background",  # Blender cannot show the clip behind the result

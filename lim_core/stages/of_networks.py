@@ -15,7 +15,7 @@ from ..job.reporter import Reporter
 from ..mesh import surface
 from ..networks import checkpoint, triplane
 from ..networks.images import pixel_rays
-from ..networks.lim import Anchors
+from ..networks.lim import ENDS, Anchors
 from ..networks.render import occupancy, render_image
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
@@ -56,7 +56,7 @@ def interpolated(
             start, features = end if pair is not None else lrm(capture.network_views(k, size, device))
             following = capture.network_views(k + 1, size, device)
             end, condition = lrm(following), lim.condition(following)
-            anchors = Anchors(lim, features, condition, start, end[0]) if anchored else None
+            anchors = Anchors(lim(features, condition, start.new_tensor(ENDS))[0], start, end[0]) if anchored else None
             pair = k
         if alpha in (0, 1):
             yield end[0] if alpha else start

@@ -118,13 +118,6 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
     reporter.progress(1.0)
 
     confidence = found["fit"]["confidence"]
-    weak = float((confidence < 0.2).mean())
-    if weak > 0.5:
-        warn(
-            "weak_matches",
-            f"For {weak:.0%} of the mesh the networks gave no clear motion: it moves as rigidly as the captured keyframes allow.",
-            "If a part goes astray between two keyframes, add one there.",
-        )
     residuals = found["fit"]["residuals"]
     feed_forward = placed(request, found["trace"]["positions"])
     seconds = {stage: round(seconds, 3) for stage, seconds in state.seconds.items()}

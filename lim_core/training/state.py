@@ -39,6 +39,7 @@ LOCAL = (
     "start_lrm",
     "lrm",
     "lrm_rgb",
+    "packs",
     "perceptual",
     "encoder",
     "call_minutes",

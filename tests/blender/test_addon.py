@@ -183,7 +183,7 @@ def test_generate_and_what_can_be_done_with_its_result(addon, cube, scene, fake,
     scene.lim.quality, scene.lim.inbetweens, scene.lim.name = "draft", 3, "Ergebnis"
     assert bpy.ops.lim.generate() == {"FINISHED"}
     job = bpy.context.window_manager.lim_job
-    assert job.result == "Ergebnis" and not job.error_text and "Half of the vertices" in job.warning_text
+    assert job.result == "Ergebnis" and not job.error_text and "The object is small" in job.warning_text
     result = scene.objects["Ergebnis"]
     assert result.users_collection[0].name == ids.COLLECTION
     assert len(result.data.shape_keys.key_blocks) >= 9, "two intervals of four frames"
@@ -404,7 +404,7 @@ def test_a_job_from_the_scene_to_the_result(scene, settings):
     order = list(jobs.STAGES)
     assert stages == sorted(stages, key=order.index) and {"capture", "backend", "trace", "write"} <= set(stages)
     assert outcome.warnings == [
-        {"code": "weak_matches", "message": "Half of the vertices had no match.", "hint": "Add a keyframe."}
+        {"code": "small_in_view", "message": "The object is small in the pictures.", "hint": "Capture it by itself."}
     ]
     assert outcome.seconds["capture"] > 0 and outcome.result["vertices"] == 144
     assert jobs.active is None
@@ -850,7 +850,7 @@ def test_headless_in_a_process_of_its_own(blend, fake, tmp_path):
     assert data["status"] == "done" and data["keyframes"] == [1, 9] and data["frames"] == [1, 5, 9]
     assert Path(data["blend"]).is_file() and Path(data["glb"]).is_file() and data["exports"] == [data["glb"]]
     assert {"capture", "trace", "write", "export", "total"} <= set(data["seconds"])
-    assert data["warnings"][0]["code"] == "weak_matches"
+    assert data["warnings"][0]["code"] == "small_in_view"
     bpy.ops.wm.open_mainfile(filepath=str(out))
     assert data["object"] in bpy.context.scene.objects
 

@@ -745,8 +745,8 @@ def test_empty_mesh_names_object_and_frame(scene, tmp_path):
     mask = cube.modifiers.new("nothing", "MASK")
     mask.mode, mask.vertex_group = "VERTEX_GROUP", cube.vertex_groups.new(name="none").name
     for frame, shown in ((1, False), (9, True)):
-        mask.show_viewport = shown
-        mask.keyframe_insert("show_viewport", frame=frame)
+        mask.show_render = shown
+        mask.keyframe_insert("show_render", frame=frame)
     error = code_of(scene, tmp_path, [cube])
     assert error.code == "empty_mesh" and "Cube" in error.message and "frame 9" in error.message
 

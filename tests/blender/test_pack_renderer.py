@@ -136,7 +136,7 @@ def blender_canonical(scene, spec, to_model, camera_to_world, intrinsics) -> np.
             return None
     pictures = []
     with contextlib.ExitStack() as undo:
-        proxies = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)
+        proxies = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)[0]
         stage = undo.enter_context(Stage(proxies, to_model, SIZE))
         for k, frame in enumerate(spec.keyframes):
             stage.show(k, frame)

@@ -36,7 +36,7 @@ def shown(scene, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     spec = capture_scene.CaptureSpec(source, objects[: len(frames)] if source == "poses" else objects, frames)
     found = []
     with contextlib.ExitStack() as undo:
-        for proxies in capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None):
+        for proxies in capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)[0]:
             points, faces, count = [], [], 0
             for proxy in proxies:
                 co = evaluated.coordinates(proxy.mesh).astype(np.float64)
@@ -85,7 +85,7 @@ def test_meshes_that_an_add_on_swaps_are_captured(scene):
     try:
         spec = capture_scene.CaptureSpec("objects", (actor.name,), (1, 5, 9, 13))
         with contextlib.ExitStack() as undo:
-            keyframes = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)
+            keyframes = capture_scene._bake_keyframes(undo, scene, spec, lambda fraction, text: None)[0]
             counts = [len(proxies[0].mesh.vertices) for proxies in keyframes]
     finally:
         bpy.app.handlers.frame_change_pre.remove(swap)

@@ -190,7 +190,7 @@ def test_a_clip_that_blender_cannot_show_is_said_and_costs_no_mesh(scene, settin
     outcome = jobs.run_job(scene, settings(path))
     camera = clip_camera.camera_of(scene.objects[outcome.object_name])
     assert not camera.data.background_images and not [i for i in bpy.data.images if "strange" in i.filepath]
-    assert [w["code"] for w in outcome.warnings] == ["weak_matches", "no_background"]
+    assert [w["code"] for w in outcome.warnings] == ["small_in_view", "no_background"]
     assert "strange.mp4" in outcome.warnings[1]["message"]
 
 

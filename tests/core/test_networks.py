@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 
 from conftest import TINY, ball_views
 from lim_core.networks import checkpoint, config
-from lim_core.networks.lim import LIM, Anchors
+from lim_core.networks.lim import ENDS, LIM, Anchors
 from lim_core.networks.lrm import LRM, Features
 from lim_core.shared.errors import LimError
 
@@ -248,15 +248,16 @@ def test_anchors_hold_the_ends_and_what_does_not_move():
         condition = lim.condition(ball_views(TINY, shift=0.3))
         alphas = torch.tensor([0.0, 0.5, 1.0])
         free = lim(features, condition, alphas)[0]
-        held = Anchors(lim, features, condition, start, end).hold(free, alphas)
+        ends = torch.tensor(ENDS)
+        held = Anchors(lim(features, condition, ends)[0], start, end).hold(free, alphas)
         torch.testing.assert_close(held[[0, 2]], torch.cat([start, end]), atol=1e-5, rtol=1e-4)
         far = start.clone()
         far[..., :8] += 50 * torch.randn_like(far[..., :8])  # half of the planes changes beyond recognition
-        local = Anchors(lim, features, condition, start, far)
+        local = Anchors(lim(features, condition, ends)[0], start, far)
         change, wanted = (local.hold(free, alphas) - free)[1], local.missing.mean(0)
         torch.testing.assert_close(change[..., 11:], wanted[..., 11:], atol=1e-5, rtol=1e-4)
         assert (change[..., :8].abs() < 0.1 * wanted[..., :8].abs() + 1e-5).all()
         same = lim.condition(ball_views(TINY))
         still = lim(features, same, alphas)[0]
-        rest = Anchors(lim, features, same, start, start).hold(still, alphas)[1]
+        rest = Anchors(lim(features, same, ends)[0], start, start).hold(still, alphas)[1]
     torch.testing.assert_close(rest - start[0], still[1] - (still[0] + still[2]) / 2, atol=1e-4, rtol=1e-3)

@@ -232,7 +232,7 @@ def good(job: Path, seconds: float = 0.0, clip: bool = True) -> None:
             import_clip(job)
         elif stage == "views":
             make_views(job)
-    say("warning", code="weak_matches", message="Half of the vertices had no match.", hint="Add a keyframe.")
+    say("warning", code="small_in_view", message="The object is small in the pictures.", hint="Capture it by itself.")
     write_result(job)
     if not clip:
         (job / protocol.CLIP_FILE).unlink()
