@@ -162,7 +162,7 @@ def test_the_capture_shows_each_frames_block_and_leaves_the_object(tmp_path):
     before = object.data
     found, rows = captured(tmp_path, (1, 9, 17))
     assert rows[1] > 1.3 * rows[0] and rows[2] < 0.85 * rows[0]
-    assert object.data == before and found.warnings == [] and not found.still
+    assert object.data == before and found.warnings == [] and found.moves
 
 
 def test_a_block_is_shown_through_an_instanced_collection(tmp_path):
@@ -183,7 +183,7 @@ def test_an_animation_that_needs_an_absent_addon_is_said(tmp_path):
     found, _ = captured(tmp_path, (1, 9), "Scan")
     ((code, message, hint),) = found.warnings
     assert code == "addon_missing" and "Scan" in message and "Stop-motion-OBJ" in message and hint
-    assert found.still
+    assert not found.moves
 
 
 def test_a_key_on_what_only_an_addon_knows_is_said(tmp_path):
@@ -208,7 +208,7 @@ def test_what_does_not_move_is_said(scene, tmp_path, moves):
     if moves:
         swaps.keyed(cube, "rotation_euler", {1: 0.0, 9: 0.05}, index=2)
     found, _ = captured(tmp_path, (1, 9), cube.name)
-    assert found.still != moves
+    assert found.moves == moves
     capturing.capture_into(
         scene, {"source": "objects", "objects": [cube.name], "keyframes": [1.0, 9.0], "image_size": 32, "views": 1,
                 "rig_views": 1}, "key", tmp_path / "job", lambda fraction: None, lambda: False,
