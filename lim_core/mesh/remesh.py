@@ -27,6 +27,8 @@ BEYOND = (
     0.12  # pixels that the outline is looked for beyond the outermost pixels: 0 loses it, from 0.25 on it spills over
 )
 APART = 0.001  # model units that the sides of a sheet without thickness are each moved outwards
+DEEPEST = 0.25 * APART  # below the captured points of its own side, a vertex of a sheet
+NEIGHBOURS = 8  # points that say where a vertex's own side is
 BEND = 0.003  # what an even displacement counts against the points
 SPARE = 1.3  # times the wanted faces to simplify to: a tenth to a third is collapsed after
 
@@ -331,7 +333,33 @@ def settle(
         held = sparse.csr_matrix((weights.ravel(), where), (len(points), count))
         pull = held.T @ sparse.diags(trust)
         position += factorise((pull @ held + stiff).tocsc()).solve(pull @ offset)
-    return position.astype(np.float32)
+    return _apart(position, faces, points, normals, outline).astype(np.float32)
+
+
+def _apart(
+    position: np.ndarray, faces: np.ndarray, points: np.ndarray, normals: np.ndarray, outline: np.ndarray
+) -> np.ndarray:
+    """Vertices [V, 3] of sheets lifted back to their own side: none lies deeper than DEEPEST below the points of its side.
+
+    The least squares leave the sides of a sheet where rounding happens to put them; which side a vertex belongs to is known.
+    """
+    inner = np.flatnonzero(~outline & (np.abs(normals).sum(1) > 0))
+    if len(inner) < NEIGHBOURS:
+        return position
+    reach = 0.5 * _lengths(position, faces).mean()
+    outwards = vertex_normals(position, faces)
+    tree = cKDTree(np.concatenate([points[inner], reach * normals[inner]], 1))
+    own = inner[tree.query(np.concatenate([position, reach * outwards], 1), k=NEIGHBOURS)[1]]
+    other = inner[tree.query(np.concatenate([position, -reach * outwards], 1))[1]]
+    across = position - points[other]
+    gap = np.einsum("vi,vi->v", across, outwards)
+    aside = np.linalg.norm(across - gap[:, None] * outwards, axis=1)
+    sheet = (np.einsum("vi,vi->v", normals[other], outwards) < -0.3) & (np.abs(gap) < 4 * APART) & (aside < 2 * reach)
+    mine = np.einsum("vki,vi->vk", normals[own], outwards) > 0.3
+    height = np.einsum("vki,vki->vk", position[:, None] - points[own], normals[own])
+    depth = -(height * mine).sum(1) / np.maximum(mine.sum(1), 1)
+    lift = np.where(sheet & (mine.sum(1) >= 3), np.clip(depth - DEEPEST, 0, 2 * APART), 0.0)
+    return position + lift[:, None] * outwards
 
 
 def closest(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
