@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -222,17 +223,28 @@ def settle(seconds: float = 2.0):
 
 
 # ---- what is done ----------------------------------------------------------------------------------------------------
+def checkout():
+    """The repository as a package, for what the extension leaves out."""
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("lim_headless", root / "blender_addon" / "headless.py")
+    headless = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(headless)
+    package = headless.load_package(root)
+    importlib.import_module(f"{package.__name__}.install.scenes.demo_scene")
+    return package
+
+
 def set_up():
     addon_utils.enable(ADDON, default_set=True)
     operators = importlib.import_module(f"{ADDON}.blender_addon.ui.operators")
     panels = importlib.import_module(f"{ADDON}.blender_addon.ui.panels")
-    preferences = importlib.import_module(f"{ADDON}.blender_addon.ui.preferences")
-    chosen = preferences.get()
+    folders = importlib.import_module(f"{ADDON}.blender_addon.folders")
+    chosen = folders.get()
     chosen.weights_folder = WEIGHTS
     if PYTHON.parents[1].name == "backend":
         chosen.backend_folder = str(PYTHON.parents[2])
     else:
-        preferences.backend_python = lambda: str(PYTHON)
+        folders.backend_python = lambda: str(PYTHON)
     for name in ("invoke", "modal"):
         timed(operators.LIM_OT_generate, name)
     for panel in (panels.LIM_PT_main, panels.LIM_PT_result):
@@ -241,7 +253,7 @@ def set_up():
     yield from clear_window()
     for object in list(bpy.data.objects):
         bpy.data.objects.remove(object)
-    demo = importlib.import_module(f"{ADDON}.install.scenes.demo_scene")
+    demo = checkout().install.scenes.demo_scene
     with here():
         source = demo.build_creature(bpy.context.scene)
         for object in bpy.context.scene.objects:
