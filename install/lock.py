@@ -118,6 +118,7 @@ CORE_TESTS = """
     beartype==0.23.1
     trimesh==5.2.0
     manifold3d==3.5.4
+    ruff==0.17.6
 """
 TRAINING = """
     manifold3d==3.5.4

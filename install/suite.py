@@ -21,7 +21,7 @@ from lim_core.shared import protocol
 _RUNNER = (
     "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
 )
-LAYERS = ("plain", "core", "blender")
+LAYERS = ("style", "plain", "core", "blender")
 NUMERIC = (
     "arap", "between", "contacts", "evidence", "fit", "networks", "observation", "one_job", "point_motion", "reduction", "registration",
     "remesh", "render", "steady", "surface", "texture", "trace",
@@ -60,8 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         return processors(python, QUICK if pair else NUMERIC, KERNELS[:2] if pair else KERNELS, arguments.pytest)
     variables = {"LIM_BACKEND_PYTHON": str(python), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}
     runs = []
+    outcomes = []
     for layer in LAYERS:
         if layer not in layers:
+            continue
+        if layer == "style":
+            outcomes.append(_style(python))
             continue
         if layer != "blender":
             runs.append((layer, python, environment.clean_variables(**variables)))
@@ -69,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         for version in versions:
             module = blender.ensure(version, wheels=arguments.wheels)
             runs.append((f"blender {version}", module.executable, {**module.variables(), **variables}))
-    outcomes = []
     for name, executable, changed in runs:
         folder = locations.ROOT / "tests" / name.split()[0]
         if not any(folder.rglob("test_*.py")):
@@ -90,6 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
     for name, outcome, seconds, _ in outcomes:
         say(f"{name:12} {outcome:34} {seconds:6.0f} s")
     return 1 if any(failed for *_, failed in outcomes) or not outcomes else 0
+
+
+def _style(python: Path) -> tuple[str, str, float, bool]:
+    """ruff's rules and its form, over everything: one row of the outcomes."""
+    say("\n==== style")
+    started = time.monotonic()
+    ruff = [str(python), "-m", "ruff"]
+    commands = ([*ruff, "check", "--no-cache", "."], [*ruff, "format", "--no-cache", "--check", "."])
+    failed = any([subprocess.call(command, cwd=locations.ROOT) for command in commands])
+    return "style", "FAILED (ruff)" if failed else "passed", time.monotonic() - started, failed
 
 
 def _pytest(python: Path, folder: Path, extra: list[str], variables: dict[str, str]) -> int:

@@ -5,4 +5,4 @@ Importing this package, `protocol`, `errors`, `request` or `cameras` needs at mo
 Python imports them too; torch is imported only by the modules that compute with it.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
