@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--layer", default="plain,core,blender", metavar="LAYERS", help="some of plain,core,blender")
     command.add_argument("--wheels", default="", metavar="DIR", help="install from this folder, without a network")
+    command.add_argument(
+        "--processors", nargs="?", const="all", default="", choices=("all", "pair"),
+        help="instead: the numeric tests under several kernels of this processor (pair: two of them), and what changes",
+    )  # fmt: skip
     command.add_argument("pytest", nargs="*", metavar="-- ARGS", help="further arguments for pytest")
 
     command = commands.add_parser("extension", help="build and validate the zip")

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +22,28 @@ _RUNNER = (
     "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
 )
 LAYERS = ("plain", "core", "blender")
+NUMERIC = (
+    "arap", "between", "contacts", "evidence", "fit", "networks", "observation", "one_job", "point_motion", "reduction", "registration",
+    "remesh", "render", "steady", "surface", "texture", "trace",
+)  # fmt: skip
+"""Files of tests/core whose outcome hangs on how a processor rounds."""
+QUICK = ("arap", "between", "evidence", "networks", "one_job", "registration", "remesh", "surface", "trace")
+"""Those of them that CI runs twice."""
+KERNELS = (
+    {},
+    {"OPENBLAS_CORETYPE": "Haswell"},
+    {"OPENBLAS_CORETYPE": "SkylakeX"},
+    {"OPENBLAS_CORETYPE": "Zen"},
+    {"OPENBLAS_CORETYPE": "Sandybridge"},
+    {"ATEN_CPU_CAPABILITY": "default"},
+    {"ATEN_CPU_CAPABILITY": "avx2"},
+    {"ATEN_CPU_CAPABILITY": "avx512"},
+    {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    {"OMP_NUM_THREADS": "1", "LIM_THREADS": "1"},
+    {"OMP_NUM_THREADS": "2", "LIM_THREADS": "2"},
+)
+"""Ways of one processor to compute the same, as variables of the environment; the first is the one that others are held against."""
+THIN = 2.0  # a margin below this is shown
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,6 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"“{name}” is none of {', '.join(known)}.")
             return protocol.EXIT_USAGE
     python = backend.ensure(wheels=arguments.wheels, extras=("test", "training"), quiet=True)
+    if arguments.processors:
+        pair = arguments.processors == "pair"
+        return processors(python, QUICK if pair else NUMERIC, KERNELS[:2] if pair else KERNELS, arguments.pytest)
     variables = {"LIM_BACKEND_PYTHON": str(python), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}
     runs = []
     for layer in LAYERS:
@@ -68,3 +95,60 @@ def run(arguments: argparse.Namespace) -> int:
 def _pytest(python: Path, folder: Path, extra: list[str], variables: dict[str, str]) -> int:
     command = [str(python), "-c", _RUNNER, "-p", "no:cacheprovider", str(folder), *extra]
     return subprocess.call(command, cwd=locations.ROOT, env=variables)
+
+
+# ---- one processor's several ways to compute --------------------------------------------------------------------------
+
+
+def processors(python: Path, files: tuple[str, ...], kernels: tuple[dict[str, str], ...], extra: list[str]) -> int:
+    """The numeric tests under several kernels of this machine; exit code 0 if all pass under each of them."""
+    found: list[dict] = []
+    names = [" ".join(f"{key}={value}" for key, value in kernel.items()) or "nothing set" for kernel in kernels]
+    every = {key: "" for kernel in kernels for key in kernel}
+    paths = [str(locations.ROOT / "tests" / "core" / f"test_{name}.py") for name in files]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kernel in zip(names, kernels):
+            say(f"\n==== {name}")
+            record = Path(folder) / "margins.json"
+            variables = environment.clean_variables(
+                PYTHONDONTWRITEBYTECODE="1", PYTHONFAULTHANDLER="1", PYTHONPATH=str(locations.ROOT / "tests")
+            )
+            variables = {key: value for key, value in variables.items() if key not in every} | kernel
+            options = ["-q", "-p", "margins", "-o", "enable_assertion_pass_hook=true", "--margins", str(record)]
+            command = [str(python), "-c", _RUNNER, "-p", "no:cacheprovider", *options, *paths, *extra]
+            record.unlink(missing_ok=True)
+            subprocess.call(command, cwd=locations.ROOT, env=variables)
+            found.append(json.loads(record.read_text(encoding="utf-8")) if record.exists() else {})
+    lines, sound = differences(names, found)
+    say("\n" + "\n".join(lines))
+    return 0 if sound else 1
+
+
+def differences(names: list[str], found: list[dict]) -> tuple[list[str], bool]:
+    """What to say of the outcomes and margins of the same tests under several kernels, and whether all passed everywhere.
+
+    Args:
+        names: of the kernels, the first being what the others are held against.
+        found: for each kernel what tests/margins.py wrote; empty where it did not come to an end.
+    """
+    lines, sound = [], True
+    for name, tests in zip(names, found):
+        failed = sorted(test for test, result in tests.items() if result["outcome"] == "failed")
+        sound = sound and bool(tests) and not failed
+        lines.append(
+            f"{name}: {len(tests)} tests" + (f", {len(failed)} FAILED" if failed else "")
+            if tests
+            else f"{name}: ENDED EARLY"
+        )
+        lines += [f"    {test}" for test in failed]
+    for test in sorted(set().union(*found)):
+        outcomes = {tests[test]["outcome"] for tests in found if test in tests}
+        if len(outcomes) > 1:
+            lines.append(f"{test}: {', '.join(sorted(outcomes))}")
+        for line in sorted({line for tests in found for line in tests.get(test, {}).get("margins", {})}, key=int):
+            margins = [tests.get(test, {}).get("margins", {}).get(line) for tests in found]
+            known = [margin for margin in margins if margin is not None]
+            if max(known) > 1.05 * min(known) and min(known) < THIN:
+                worst = names[margins.index(min(known))]
+                lines.append(f"{test}, line {line}: margin {min(known):.2f} to {max(known):.2f}, least with {worst}")
+    return lines, sound

@@ -151,7 +151,10 @@ def bake(
     made: dict[tuple, bpy.types.Mesh | None] = {}
     proxies: list[Proxy] = []
 
-    def add(shown, instance, key: tuple, matrix: np.ndarray, mesh: Callable[[], bpy.types.Mesh | None]) -> None:
+    def add(shown, instance, key: tuple, mesh: Callable[[], bpy.types.Mesh | None]) -> None:
+        matrix = np.array(instance.matrix_world, np.float64)
+        if not _has_area(matrix):
+            return
         if key not in made:
             made[key] = mesh()
             if made[key] is not None and looks is not None:
@@ -181,12 +184,10 @@ def bake(
             if not instance.is_instance:
                 for system in rendered_hair(shown):
                     freeze = functools.partial(_frozen_hair, shown, system)
-                    add(shown, instance, (name, data, system.name), np.eye(4), freeze)
+                    add(shown, instance, (name, data, system.name), freeze)
                 if not instance.show_self or shown.type in OUTLINES:
                     continue
-            matrix = np.array(instance.matrix_world, np.float64)
-            if _has_area(matrix):
-                add(shown, instance, (name, data), matrix, functools.partial(_frozen_mesh, shown, depsgraph))
+            add(shown, instance, (name, data), functools.partial(_frozen_mesh, shown, depsgraph))
     except BaseException:
         bpy.data.batch_remove([mesh for mesh in made.values() if mesh])
         raise
@@ -218,7 +219,7 @@ def rendered_hair(shown: bpy.types.Object) -> list[bpy.types.ParticleSystem]:
 
 
 def _frozen_hair(shown: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.types.Mesh | None:
-    """Tubes along the strands, in the world's space, with the material of the strands."""
+    """Tubes along the strands, in the object's space, with the material of the strands."""
     mesh = mesh_arrays.of_hair(shown, system)
     if mesh is not None:
         slot = system.settings.material - 1

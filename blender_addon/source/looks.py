@@ -189,8 +189,8 @@ _SENTENCES = {
         "Own Mesh.",
     ),
     "strands": (
-        "The strands or points of {names} were captured as tubes and spheres; finer ones than a pixel get lost.",
-        "For hair, capture the body without it, and let the hair follow the result.",
+        "The strands or points of {names} were captured as tubes and spheres; thin ones get lost in the result.",
+        "Capture the body without its hair, and let the hair follow the result; or turn thick strands into a mesh.",
     ),
 }
 

@@ -129,7 +129,7 @@ def of_strands(data: bpy.types.ID) -> bpy.types.Mesh | None:
 
 
 def of_hair(object: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.types.Mesh | None:
-    """A new mesh, in the world's space, of tubes along the strands of an evaluated hair system that is rendered."""
+    """A new mesh, in the object's space, of tubes along the strands of an evaluated hair system that is rendered."""
     settings = system.settings
     if settings.type != "HAIR" or settings.render_type != "PATH":
         return None
@@ -143,8 +143,9 @@ def of_hair(object: bpy.types.Object, system: bpy.types.ParticleSystem) -> bpy.t
     points = points[np.abs(np.diff(points, axis=1)).max((1, 2)) > 0] if len(points) else points
     if not len(points):
         return None
+    to_object = np.linalg.pinv(np.array(object.matrix_world, np.float64))
+    points = points @ to_object[:3, :3].T + to_object[:3, 3]
     ends = np.array([settings.root_radius, 0.0 if settings.use_close_tip else settings.tip_radius])
     radii = np.interp(np.linspace(0, 1, steps), [0, 1], ends) * settings.radius_scale / 2
     starts = np.arange(len(points) + 1) * steps
-    mesh = to_mesh("LIM proxy", *tubes(points.reshape(-1, 3), starts, np.tile(radii, len(points))))
-    return mesh
+    return to_mesh("LIM proxy", *tubes(points.reshape(-1, 3), starts, np.tile(radii, len(points))))

@@ -380,11 +380,14 @@ def test_hair_of_particles_becomes_tubes(scene):
     settings.type, settings.count, settings.hair_length = "HAIR", 50, 0.5
     settings.root_radius = settings.tip_radius = 1.0
     settings.radius_scale = 0.1
+    head.location, head.rotation_euler, head.scale = (3, 1, 0), (0.5, 0.2, 0.1), (1, 1, 2)
     (box,), _ = captured(scene, [head])
-    assert box[2] == 2 and widths(box).min() > 2.2
+    hairy = widths(box)
+    assert box[2] == 2 and hairy.min() > 2.2
+    assert np.allclose((box[0] + box[1]) / 2, (3, 1, 0), atol=0.3), "around the head, where it stands"
     head.modifiers["hair"].show_render = False
     (box,), _ = captured(scene, [head])
-    assert box[2] == 1 and widths(box).max() < 1.7
+    assert box[2] == 1 and widths(box)[0] < hairy[0] - 0.5
 
 
 # ---- in a job ------------------------------------------------------------------------------------------------------
