@@ -27,7 +27,7 @@ NUMERIC = (
     "remesh", "render", "steady", "surface", "texture", "trace",
 )  # fmt: skip
 """Files of tests/core whose outcome hangs on how a processor rounds."""
-QUICK = ("arap", "between", "evidence", "networks", "one_job", "registration", "remesh", "surface", "trace")
+QUICK = ("arap", "between", "evidence", "networks", "registration", "remesh", "surface", "trace")
 """Those of them that CI runs twice."""
 KERNELS = (
     {},

@@ -293,7 +293,7 @@ def test_what_libraries_print_cannot_garble_the_events(tmp_path, tiny_weights):
     job = make_job(tmp_path / "print", tiny_weights, still=True)
     program = (
         "import sys, os; sys.path.insert(0, sys.argv[1])\n"
-        "from lim_core import pipeline, worker\n"
+        "from lim_core import worker\nfrom lim_core.stages import pipeline\n"
         "def noisy(*a):\n    os.write(1, b'a library says hello\\n')\n"
         "pipeline.run = noisy\n"
         "sys.exit(worker.main([sys.argv[2], '--follow-stdin']))"

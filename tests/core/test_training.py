@@ -267,7 +267,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, cache):
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}\n"
         "import torch\n"
         "from conftest import TINY\n"
-        "from lim_core import config\n"
+        "from lim_core.networks import config\n"
         "from lim_core.training import train\n"
         "torch.rand = lambda *shape, device=None, generator=None: torch.full(shape, 0.5, device=device)\n"
         "config.PRESETS['nano'] = lambda: TINY\n"
