@@ -18,7 +18,7 @@ from lim_core.evaluation import evaluate, tracking, video
 from lim_core.mesh import packs
 from lim_core.networks import checkpoint, config
 from lim_core.shared.errors import LimError
-from lim_core.stages import pipeline
+from lim_core.stages import of_networks
 from lim_core.video.multiview import MultiviewPipeline, scheduler
 from lim_core.video.network import MultiviewNetwork
 
@@ -42,7 +42,7 @@ def small(monkeypatch):
     """Clips of five frames with two keyframes, in pictures and grids that take a fraction of a second."""
     for module, name, value in (
         (video, "FRAMES", 5), (video, "STEP", 4), (video, "SIZE", 64), (video, "SHOWN", 64), (video, "NOVEL", 2), (video, "FACES", 150),
-        (video, "TEXTURE", 64), (video, "GRID", 24), (pipeline, "SURFACE_GRID", 24),
+        (video, "TEXTURE", 64), (video, "GRID", 24), (of_networks, "SURFACE_GRID", 24),
         (tracking, "SURFACE_SAMPLES", 5000), (tracking, "CHAMFER_SAMPLES", 1000),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
