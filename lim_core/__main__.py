@@ -13,7 +13,7 @@ from .shared.errors import Cancelled, LimError
 COMMANDS = {
     "run": ("worker", "run a job folder (what Blender starts)"),
     "doctor": ("doctor", "check the environment, the device and the weights"),
-    "sheet": ("contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
+    "sheet": ("job.contact_sheet", "assemble a job's pictures into a contact sheet and a looping preview"),
     "bake": ("data.bake", "animated assets → packs"),
     "cache": ("data.command_line", "packs → rendered sequences for training"),
     "train": ("training.train", "train one of the four networks, the motion's (motion), or the video's (multiview)"),

@@ -167,3 +167,17 @@ def test_no_circle():
 
     for name in names:
         follow(name, ())
+
+
+def test_every_command_of_the_backend_has_its_module():
+    tree = ast.parse((ROOT / "lim_core" / "__main__.py").read_text(encoding="utf-8"))
+    tables = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    modules = [module for module, _ in tables["COMMANDS"].values()] + list(tables["LOOPS"].values())
+    assert len(modules) > 8
+    for module in modules:
+        path = (ROOT / "lim_core").joinpath(*module.split(".")).with_suffix(".py")
+        assert path.is_file() and "def main(" in path.read_text(encoding="utf-8"), module
