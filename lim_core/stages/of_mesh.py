@@ -66,7 +66,7 @@ def fused_mesh(
     seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
     vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
     vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
-    return remesh.without_slivers(remesh.settle(vertices, faces, *remesh.captured(*seen)), faces)
+    return remesh.lay(vertices, faces, *remesh.captured(*seen))
 
 
 def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
