@@ -197,7 +197,7 @@ class Surfaces(Artefact):
     """Surfaces labelled with canonical coordinates, at E entries: every α of every interval, both ends included.
 
     Attributes:
-        points: S samples of all surfaces, one after the other, in model space of their interval's source keyframe.
+        points: S samples of all surfaces, one after the other.
         canonical: where each sample's material point is at the end that its interval is traced from, in model space.
         interval: of each entry; alpha: its place in it, 0 at the end that the interval is traced from.
         start: where each entry's samples begin in `points`, and the end of the last. An entry may be empty.
