@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..job.artefacts import Fitted
 from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
@@ -275,7 +276,7 @@ def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pa
     )  # fmt: skip
     asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
     found = pipeline.run(job, asked, device, tracing.Silent(machine=False))
-    return tracing.painted(found), tracing.in_world(asked, found["fit"]["positions"][1])
+    return tracing.painted(found), tracing.in_world(asked, found[Fitted].positions[1])
 
 
 def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
