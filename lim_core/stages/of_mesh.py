@@ -20,6 +20,7 @@ from ..shared.errors import LimError
 from ..shared.request import Request, interval_alphas, placed
 from ..tracking import between, contacts, fit, trace
 from ..tracking.observation import most_open
+from ..tracking.sheets import Sheets
 from ..tracking.steady import steady
 from .of_networks import SURFACE_LEVEL, triplane_depth
 
@@ -66,7 +67,8 @@ def fused_mesh(
     seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
     vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
     vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
-    return remesh.without_slivers(remesh.settle(vertices, faces, *remesh.captured(*seen)), faces)
+    vertices, faces = remesh.lay(vertices, faces, *remesh.captured(*seen))
+    return Sheets(vertices, faces).restored(vertices).astype(np.float32), faces
 
 
 def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
