@@ -188,7 +188,9 @@ class Tracker:
         judging = self.judging(target)
         return self._unbent(start, *self._last_word(nodes, target, judging), target, judging)
 
-    def _unbent(self, previous, position, rest: Residual, target: Observation, judging: Matcher):
+    def _unbent(
+        self, previous, position, rest: Residual, target: Observation, judging: Matcher
+    ) -> tuple[np.ndarray, Residual]:
         """An answer with the parts that move as a whole in their own shape, if that explains the capture no worse."""
         unbent, rigid = self.parts.follow([previous, position], target, search=False)
         if rigid.any():
@@ -198,7 +200,9 @@ class Tracker:
                 return unbent, judged
         return position, rest
 
-    def _last_word(self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None):
+    def _last_word(
+        self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None
+    ) -> tuple[np.ndarray, Residual]:
         """Every vertex on its own, from where the coarse nodes are."""
         position = register(
             self.arap, self.samples, self.coarse.positions(nodes), Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE),
