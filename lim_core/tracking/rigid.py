@@ -31,9 +31,10 @@ DOUBT = 0.2  # of what the last guess of a part's motion says otherwise, that an
 ROUNDS = (10, 6, 8)  # of matching, at each of them
 KEPT = 3  # starts that are followed to the end
 AROUND = 9  # samples, or captured points, that a local mean is of
-BENT = ((50, 0.0006), (90, 0.0015), (99, 0.004), (100, 0.008))
-"""What a part that does not bend may be off by, locally, beyond what it is at its own keyframe: percentiles, and model units. The noise
-of the pixels reaches half of it or two thirds; a finger that moves by half a pixel passes the last."""
+BENT = ((50, 0.08), (90, 0.2), (99, 0.5), (100, 1.0))
+"""What a part that does not bend may be off by, locally, beyond what it is at its own keyframe: percentiles, and pixels' widths. The
+noise of the pixels reaches half of it or two thirds; a finger that moves by a pixel passes the last."""
+ALIKE = 4  # nearest points whose colours are compared
 FADED = 0.1  # model units that a change from black to white counts as being off
 
 
@@ -137,7 +138,7 @@ class Parts:
                 positions[part.vertices] = best.of(self.template[part.vertices], part.centre)
                 rigid[part.vertices] = True
         off, missed, nearest = self._off(positions, fine)
-        allowed = np.array([limit for _, limit in BENT])
+        allowed = _pixel(target) * np.array([limit for _, limit in BENT])
         for part in self.parts:
             if not rigid[part.vertices[0]]:
                 continue
@@ -158,15 +159,23 @@ class Parts:
             far = np.clip(np.linalg.norm(offset, axis=1) - 3 * spacing, 0, None)
             return np.abs(np.einsum("ni,ni->n", offset, normal)) + far + FADED * colour
 
-        def faded(point, sample) -> np.ndarray | float:
-            return 0.0 if self.colours is None else np.abs(fine.colours[point] - self.colours[sample]).mean(1)
+        def faded(colours, others) -> np.ndarray | float:
+            """Of the most alike of the nearest [N, ALIKE]: where the paint changes, the nearest may be across the border."""
+            return 0.0 if colours is None else np.abs(colours[:, None] - others).mean(2).min(1)
 
-        every = np.arange(len(points))
-        index = fine.tree.query(features)[1]
-        mine = off(fine.points[index] - points, fine.normals[index], faded(index, every))
+        index = fine.tree.query(features, k=ALIKE)[1]
+        mine = off(
+            fine.points[index[:, 0]] - points, fine.normals[index[:, 0]], faded(self.colours, fine.colours[index])
+        )
         mine[fine.capture.hidden(points, 0.03)] = np.nan
-        nearest = cKDTree(features).query(fine.features)[1]
-        theirs = off(points[nearest] - fine.points, normals[nearest], faded(slice(None), nearest))
+        alike = cKDTree(features).query(fine.features, k=ALIKE)[1]
+        nearest = alike[:, 0]
+        own = None if self.colours is None else fine.colours
+        theirs = off(
+            points[nearest] - fine.points,
+            normals[nearest],
+            faded(own, None if own is None else self.colours[alike]),
+        )
         theirs = theirs[cKDTree(fine.points).query(fine.points, k=AROUND)[1]].mean(1)
         return mine, theirs, nearest
 
@@ -274,3 +283,9 @@ def _turns() -> np.ndarray:
 def _levels(values: np.ndarray) -> np.ndarray:
     """The percentiles of BENT; zeros of nothing."""
     return np.percentile(values, [level for level, _ in BENT]) if len(values) else np.zeros(len(BENT))
+
+
+def _pixel(observation: Observation) -> float:
+    """Width of a pixel on what is captured, model units."""
+    depth = observation.depth_planar
+    return float(np.median(depth[depth > 0]) / np.median(observation.intrinsics[:, 0, 0]))

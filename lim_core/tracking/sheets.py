@@ -16,6 +16,7 @@ from ..mesh.remesh import APART, closest
 from ..mesh.surface import face_normals, vertex_normals
 
 THIN = 4 * APART  # model units, below which two sides are those of a sheet
+MERGED = 0.01 * APART  # below this the two sides are one place, which moves as one
 CANDIDATES = 24  # faces that are looked at for the one across
 PASSES = 4
 
@@ -42,7 +43,7 @@ class Sheets:
             distance = np.where(facing & ~own, np.linalg.norm(off, axis=1), np.inf)
             better = distance < best
             best[better], across[better], weights[better] = distance[better], face[better], found[better]
-        self.vertices = np.flatnonzero(best < THIN)
+        self.vertices = np.flatnonzero((best < THIN) & (best > MERGED))
         """[N], numbers of the vertices that lie on a sheet"""
         self.across, self.weights = self.faces[across[self.vertices]], weights[self.vertices]
         thickness = np.einsum("ni,ni->n", self._over(vertices), outwards[self.vertices])
@@ -54,12 +55,15 @@ class Sheets:
         return positions[self.vertices] - np.einsum("nk,nki->ni", self.weights, positions[self.across])
 
     def restored(self, positions: np.ndarray) -> np.ndarray:
-        """A mesh [V, 3] whose sheets are as thick as the template's again: both sides move, by no more than they must."""
+        """A mesh [V, 3] whose sheets are at least as thick as the template's again: both sides move, by no more than they must.
+
+        Where a bent sheet is thicker across a vertex, since the edges on its other side cut the bend, it stays so.
+        """
         if not len(self.vertices):
             return positions
         positions = np.array(positions, np.float64)
         for _ in range(PASSES):
             outwards = vertex_normals(positions, self.faces).astype(np.float64)[self.vertices]
             lacks = self.thickness - np.einsum("ni,ni->n", self._over(positions), outwards)
-            positions[self.vertices] += (0.5 * np.clip(lacks, -THIN, THIN))[:, None] * outwards
+            positions[self.vertices] += (0.5 * np.clip(lacks, 0, THIN))[:, None] * outwards
         return positions
