@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from ...lim_core.shared import protocol
 from ...lim_core.shared.errors import LimError, from_os_error
@@ -42,9 +44,9 @@ class Lock:
     """Keeps a second job out of a folder; the system lets go of it when the process ends, however it ends."""
 
     def __init__(self, folder: Path):
-        self._file = open(folder / LOCK_FILE, "a+b")
+        self._file: IO[bytes] | None = open(folder / LOCK_FILE, "a+b")
         try:
-            if os.name == "nt":
+            if sys.platform == "win32":
                 import msvcrt
 
                 self._file.seek(0)

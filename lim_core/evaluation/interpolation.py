@@ -162,7 +162,8 @@ def evaluate(
         chosen = [scenes.named_span(packs_folder, name, gap) for name in triplets]
     else:
         chosen = scenes.evenly(scenes.spans(packs_folder, gap, per_clip, skipped), limit)
-    rows, sheet, done, seconds = [], [], [], {}
+    rows, sheet, done = [], [], []
+    seconds: dict[str, float | None] = {}
     for span in chosen:
         with scenes.skipping(skipped, span.asset):
             seen = Triplet(span, size)

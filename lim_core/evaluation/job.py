@@ -43,7 +43,8 @@ def evaluate(
         LimError: `bad_pack` where no pack can be run.
     """
     out = Path(out)
-    rows, skipped, sheet = [], [], []
+    rows, sheet = [], []
+    skipped: list[dict] = []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             job = out / "jobs" / path.stem

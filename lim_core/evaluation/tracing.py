@@ -74,7 +74,9 @@ def evaluate(
     """
     out = Path(out)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, skipped, sheet, exhibits, classes = [], [], [], [], {name: [] for name in ROWS}
+    rows, sheet, exhibits = [], [], []
+    skipped: list[dict] = []
+    classes: dict[str, list] = {name: [] for name in ROWS}
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             sequence = Sequence.liveliest(packs.load(path), every)
@@ -257,7 +259,7 @@ def nearest(asked: Request, seen: Capture, template: Template, folders, device) 
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
     vertices, home = template.vertices, asked.entry(template.home)
-    surfaces = []
+    surfaces: list[tuple[np.ndarray, np.ndarray]] = []
     for planes in of_networks.interpolated(asked, seen, lrm, lim, device, anchored=False):
         if len(surfaces) == home:
             colours = lrm.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()

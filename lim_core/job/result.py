@@ -19,7 +19,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's own option, allow_pickle, is no array's name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

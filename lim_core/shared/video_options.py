@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from . import request
 from .request import Request
 
-OPTIONS = {
+OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
     # option: (field of the request, type, help)
     "--first": ("video_first", int, "first clip frame, counted from 1"),
     "--last": ("video_last", int, "last clip frame; 0: to the end"),

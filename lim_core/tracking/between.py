@@ -137,7 +137,9 @@ def _turned(points: np.ndarray, there: np.ndarray, share: float) -> np.ndarray:
     return turn.apply(points - points.mean(0))
 
 
-def _velocities(start: Sequence[np.ndarray], end: Sequence[np.ndarray], length: np.ndarray) -> list[np.ndarray]:
+def _velocities(
+    start: Sequence[np.ndarray] | np.ndarray, end: Sequence[np.ndarray] | np.ndarray, length: np.ndarray
+) -> list[np.ndarray]:
     """One velocity [N, 3] for each of K keyframes, from those at the starts and ends of the K - 1 intervals."""
     velocity = [start[0]]
     for k in range(1, len(length)):

@@ -42,7 +42,7 @@ GOOD = 1.08  # times the template's misfit at its own keyframe: good enough to l
 BARELY = 1.02  # times the misfit that may be more for a part that keeps its shape
 KINDS = 4  # of answers that are followed to the end
 WAY = 0.03  # of the diagonal that a mesh goes against expectation, as misfit: a cube turned by a quarter looks the same
-Guess = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Guess = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | tuple[None, None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +111,7 @@ class Tracker:
         if before is not None:
             expected.append(2 * previous - before)
         if guess is not None:  # as far as the networks are sure, and no motion otherwise
+            assert confidence is not None  # they come together
             expected.append(previous + confidence[:, None] * (guess - previous))
 
         def improve(nodes, part, told: bool = False) -> Answer:
@@ -156,6 +157,7 @@ class Tracker:
             starts.append(rigid_start(previous, source, target, expected[1])[coarse.nodes])
         first = [improve(start, steps[:half]) for start in starts]
         if guess is not None:
+            assert confidence is not None
             guessed = coarse.solve(guess, confidence, starts[0], iterations=15)
             first.append(improve(guessed, steps[:half], told=True))
         answers = finish(first)
@@ -186,7 +188,9 @@ class Tracker:
         judging = self.judging(target)
         return self._unbent(start, *self._last_word(nodes, target, judging), target, judging)
 
-    def _unbent(self, previous, position, rest: Residual, target: Observation, judging: Matcher):
+    def _unbent(
+        self, previous, position, rest: Residual, target: Observation, judging: Matcher
+    ) -> tuple[np.ndarray, Residual]:
         """An answer with the parts that move as a whole in their own shape, if that explains the capture no worse."""
         unbent, rigid = self.parts.follow([previous, position], target, search=False)
         if rigid.any():
@@ -196,7 +200,9 @@ class Tracker:
                 return unbent, judged
         return position, rest
 
-    def _last_word(self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None):
+    def _last_word(
+        self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None
+    ) -> tuple[np.ndarray, Residual]:
         """Every vertex on its own, from where the coarse nodes are."""
         position = register(
             self.arap, self.samples, self.coarse.positions(nodes), Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE),
@@ -231,11 +237,11 @@ def fit_keyframes(
     Raises:
         LimError empty_surface: a keyframe shows nothing.
     """
-    count = capture.keyframes
+    assert capture.depth_planar is not None
+    count, depth_planar = capture.keyframes, capture.depth_planar
     report = on_progress or (lambda fraction: None)
     seen = [
-        Observation(capture.depth_planar[k], capture.rgba[k], capture.camera_to_world, capture.intrinsics)
-        for k in range(count)
+        Observation(depth_planar[k], capture.rgba[k], capture.camera_to_world, capture.intrinsics) for k in range(count)
     ]
     tracker = Tracker(template, faces, arap, seen[home], smoothness)
     fitted, residuals = {home: tracker.template}, {home: tracker.rest}

@@ -170,11 +170,11 @@ class Parts:
         mine[fine.capture.hidden(points, 0.03)] = np.nan
         alike = cKDTree(features).query(fine.features, k=ALIKE)[1]
         nearest = alike[:, 0]
-        own = None if self.colours is None else fine.colours
+        own, others = (None, None) if self.colours is None else (fine.colours, self.colours[alike])
         theirs = off(
             points[nearest] - fine.points,
             normals[nearest],
-            faded(own, None if own is None else self.colours[alike]),
+            faded(own, others),
         )
         theirs = theirs[cKDTree(fine.points).query(fine.points, k=AROUND)[1]].mean(1)
         return mine, theirs, nearest
