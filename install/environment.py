@@ -20,6 +20,7 @@ from pathlib import Path
 
 import locations
 import problems
+from lim_core.shared import files
 from lim_core.shared.errors import LimError, from_os_error
 
 # What would make pip or Python look, or install, somewhere else.
@@ -307,10 +308,8 @@ class Environment:
             **facts,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        temporary = self.stamp_path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.stamp_path)
+            files.write_text(self.stamp_path, json.dumps(stamp, indent=1) + "\n")
         except OSError as error:
             raise from_os_error(error, f"finishing {self.what}") from error
 

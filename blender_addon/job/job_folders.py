@@ -14,7 +14,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from ...lim_core.shared import protocol
+from ...lim_core.shared import files, protocol
 from ...lim_core.shared.errors import LimError, from_os_error
 
 LOCK_FILE = "in_use.lock"
@@ -96,9 +96,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 def write_json(path: Path, data: object) -> None:
     """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def capture_key(spec: dict, fingerprint: object) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from ..data.sequences import SHARD, fill
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 
 SHARDS_AT_ONCE = 4  # between two looks at the settings and at the size of the cache
@@ -90,9 +91,7 @@ def start(work: Path, count: int, settings: dict) -> list[subprocess.Popen]:
     """Write the settings and start those of `count` renderers that are not there; returns what was started."""
     folder = work / "renderers"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "settings.json.tmp"
-    temporary.write_text(json.dumps(settings), encoding="utf-8")
-    os.replace(temporary, folder / "settings.json")
+    files.write_text(folder / "settings.json", json.dumps(settings))
     path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     started = []
