@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -359,36 +360,20 @@ def exclusive():
     home = locations.home()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        stream = open(home / ".lock", "a+b")
+        try:
+            lock = files.Lock(home / ".lock")
+        except BlockingIOError:
+            say("  another installation is running; waiting for it")
+            lock = files.Lock(home / ".lock", patience=math.inf)
     except OSError as error:
         raise from_os_error(error, "installing") from error
     global _held
-    with stream:
-        if not _try_lock(stream):
-            say("  another installation is running; waiting for it")
-            while not _try_lock(stream):
-                time.sleep(0.5)
-        _held = () if os.name == "nt" else (stream.fileno(),)
-        try:
-            yield
-        finally:
-            _held = ()
-
-
-def _try_lock(stream) -> bool:
+    _held = () if os.name == "nt" else (lock.file.fileno(),)
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield
+    finally:
+        _held = ()
+        lock.release()
 
 
 def _shortened(line: str) -> str:

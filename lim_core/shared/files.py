@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that are written whole or not at all. Standard library only.
+"""Files that are written whole or not at all, and locks that end with their process. Standard library only.
 
 Whoever writes a file writes it beside its place, under a name that nobody can guess, and renames it at the end. The file is
 made new: a link that lies at its name is not followed. What a killed process leaves is taken away by `clear_leftovers`.
@@ -8,6 +8,7 @@ made new: a link that lies at its name is not followed. What a killed process le
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -106,3 +107,57 @@ def clear_leftovers(folder: str | os.PathLike) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink()
+
+
+# ---- locks ---------------------------------------------------------------------------------------------------------
+
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK))
+"""What the systems answer where another process holds a lock. Other answers come from folders without locks."""
+_BYTE = 1 << 20
+"""The byte that Windows locks: beyond the file's text, which others may read."""
+
+
+class Lock:
+    """Keeps other processes out until `release`; the system lets go of it when the process ends, however it ends.
+
+    In a network folder without locks nobody can be kept out: there everyone gets the lock.
+
+    Args:
+        path: of a file, which is made where it is not there and stays afterwards. Its content is the holder's to choose.
+        patience: seconds to try again while another has it.
+    Raises:
+        BlockingIOError: another has it.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike, patience: float = 0.0):
+        self.file: IO[bytes] = open(path, "a+b")
+        until = time.monotonic() + patience
+        try:
+            while not _taken(self.file):
+                if time.monotonic() >= until:
+                    raise BlockingIOError(errno.EAGAIN, "in use", os.fspath(path))
+                time.sleep(0.02)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def release(self) -> None:
+        """Let others in; a second time does nothing."""
+        self.file.close()
+
+
+def _taken(file: IO[bytes]) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True

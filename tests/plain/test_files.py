@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks."""
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +199,65 @@ def test_leftovers_go_once_they_are_old(tmp_path):
     files.clear_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".lim_b.tmp", ".lim_d.tmp", "kept.tmp"], "one is young, one is being filled"
     files.clear_leftovers(tmp_path / "none")
+
+
+# ---- locks ---------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from lim_core.shared import files
+mine = files.Lock({path!r})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
+    path = tmp_path / "Schloß.lock"
+    path.write_text("what its owner wrote")
+    script = HOLD.format(root=str(Path(__file__).parents[2]), path=str(path))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(BlockingIOError) as told:
+                files.Lock(path)
+            assert told.value.filename == str(path)
+            began = time.monotonic()
+            with pytest.raises(BlockingIOError):
+                files.Lock(path, patience=0.2)
+            assert time.monotonic() - began >= 0.2
+            assert path.read_text() == "what its owner wrote"
+        finally:
+            other.kill()
+    files.Lock(path, patience=10).release()
+
+
+def test_a_lock_is_let_go_and_waited_for(tmp_path):
+    path = tmp_path / "a.lock"
+    first = files.Lock(path)
+    with pytest.raises(BlockingIOError):
+        files.Lock(path)
+    threading.Timer(0.2, first.release).start()
+    second = files.Lock(path, patience=math.inf)
+    first.release()
+    with pytest.raises(BlockingIOError):  # a second release is not another's
+        files.Lock(path)
+    second.release()
+    second.release()
+    files.Lock(path).release()
+    with pytest.raises(FileNotFoundError):
+        files.Lock(tmp_path / "none" / "a.lock")
+
+
+@on_windows
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    first, second = files.Lock(tmp_path / "a.lock"), files.Lock(tmp_path / "a.lock", patience=math.inf)
+    first.release()
+    second.release()
