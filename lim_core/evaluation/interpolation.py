@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..job.reporter import Silent
 from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
@@ -274,7 +275,7 @@ def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pa
         texture_size=texture_size, weights=weights, name=seen.span.asset,
     )  # fmt: skip
     asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
-    found = pipeline.run(job, asked, device, tracing.Silent(machine=False))
+    found = pipeline.run(job, asked, device, Silent())
     return tracing.painted(found), tracing.in_world(asked, found["fit"]["positions"][1])
 
 

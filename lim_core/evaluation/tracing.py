@@ -28,7 +28,7 @@ import torch
 
 from ..job import capture, drawn, result
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..job.state import State, code_key, key_of
 from ..mesh import packs, rays
 from ..mesh.packs import Pack
@@ -198,13 +198,6 @@ def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> R
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-class Silent(Reporter):
-    """Tells nobody."""
-
-    def event(self, name: str, **fields) -> None:
-        pass
-
-
 def traced(
     job: Path, asked: Request, seen: Capture, device
 ) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
@@ -213,7 +206,7 @@ def traced(
 
     Rows are kept beside the stages, under the hash of code and capture.
     """
-    reporter = Silent(machine=False)
+    reporter = Silent()
     found = pipeline.run(job, asked, device, reporter)
     seconds = {stage: float(found[stage]["seconds"]) for stage in found}
     folders = checkpoint.folders(asked.weights)

@@ -27,7 +27,7 @@ from scipy.spatial import cKDTree
 
 from ..job import drawn
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..mesh import packs, rays, surface
 from ..mesh.packs import Pack
 from ..networks import checkpoint, perceptual, triplane
@@ -195,8 +195,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
         template_faces=FACES, texture_size=TEXTURE, weights=weights, elevation=cameras.RIG[0][1],
         source="video" if model else "objects",
     )  # fmt: skip
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
+    reporter = Silent()
     camera, lens = cameras.job_cameras(SIZE, 4)
     count = 1 if model else 4
     seen = [rays.render(pack, positions[k], camera[:count], lens[:count], SIZE) for k in keyframes]

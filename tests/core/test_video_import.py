@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import clips
-from lim_core.job.reporter import Reporter
+from lim_core.job.reporter import Silent
 from lim_core.shared import cameras, protocol, request
 from lim_core.shared.errors import LimError
 from lim_core.shared.request import Request
@@ -22,15 +22,9 @@ def asked(path, **changes) -> Request:
     return Request(keyframes=(), source="video", video=str(path), image_size=64, **{"video_step": 2, **changes})
 
 
-def quiet() -> Reporter:
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
-    return reporter
-
-
 def imported(path, **changes) -> tuple[dict, list[str]]:
     """What the stage found, and the codes of its warnings."""
-    reporter = quiet()
+    reporter = Silent()
     found = importing.import_clip(asked(path, **changes), reporter)
     return found, [warning["code"] for warning in reporter.warnings]
 
@@ -342,5 +336,5 @@ def test_nothing_is_half_imported(tmp_path):
     job = tmp_path / "job"
     job.mkdir()
     with pytest.raises(LimError):
-        importing.run(job, asked(folder), torch.device("cpu"), quiet())
+        importing.run(job, asked(folder), torch.device("cpu"), Silent())
     assert not [path for path in job.rglob("*") if path.is_file()]
