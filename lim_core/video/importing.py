@@ -21,6 +21,7 @@ from ..networks import checkpoint
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
 from ..shared.request import Request, with_clip
+from ..shared.video_options import CLIP_PICTURES
 from . import body, clip, decode, foreground, views
 
 SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
@@ -204,7 +205,7 @@ def stamp(path: str) -> list:
         return []
     place = Path(path)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
-    if place.suffix.lower() in decode.PICTURES and place.is_file():
+    if place.suffix.lower() in CLIP_PICTURES and place.is_file():
         files = sorted(p for p in place.parent.iterdir() if p.suffix == place.suffix)
     return [path, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.is_file())]
 
