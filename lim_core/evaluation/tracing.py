@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..job import capture, drawn, result
+from ..job import capture, drawn
 from ..job.capture import Capture
 from ..job.reporter import Silent
 from ..job.state import State, code_key, key_of
@@ -187,12 +187,12 @@ def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> R
     if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
         return asked
     camera_to_world, intrinsics = cameras.job_cameras(asked.image_size, asked.views)
-    for k, positions in enumerate(packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32)):
+    rgba, depth = [], []
+    for positions in packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32):
         seen = rays.render(pack, positions, camera_to_world, intrinsics, asked.image_size)
-        for v in range(asked.views):
-            result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
+        rgba.append(seen.rgba)
+        depth.append(seen.depth_planar)
+    Capture(np.stack(rgba), np.stack(depth), camera_to_world, intrinsics, asked.rig_views).write(job)
     request.write(asked, job)
     return asked
 

@@ -206,7 +206,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
             importing.make_views(job, asked, np.stack([s.rgba[0] for s in seen]), model, reporter)
         else:
             rgba, depth = np.stack([s.rgba for s in seen]), np.stack([s.depth_planar for s in seen])
-            importing.write_capture(job, rgba, depth, camera, lens)
+            Capture(rgba, depth, camera, lens, asked.rig_views).write(job)
         pipeline.run(job, asked, device, reporter)
         seconds = time.monotonic() - started
         with np.load(job / protocol.RESULT_ARRAYS) as arrays:

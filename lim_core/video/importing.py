@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..job import result
+from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..job.state import State, code_key, key_of
 from ..networks import checkpoint
@@ -177,7 +178,7 @@ def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Rep
         bodies.append(body.capture(pictures[k], depth[k], camera, lens))
         reporter.progress(0.5 + 0.5 * (k + 1) / len(rgba))
     pictures, depth = (np.stack(part) for part in zip(*bodies))
-    write_capture(job, pictures, depth, camera, lens)
+    Capture(pictures, depth, camera, lens, asked.rig_views).write(job)
     result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures[:, : asked.rig_views]))
     return made.half().numpy()
 
@@ -186,17 +187,6 @@ def capture_files(asked: Request) -> list[str]:
     keyframes = range(len(asked.keyframes))
     pictures = [protocol.image_file(k, v) for k in keyframes for v in range(asked.views)]
     return [protocol.CAMERAS_FILE, *pictures, *(protocol.depth_file(k) for k in keyframes), protocol.VIEWS_PREVIEW]
-
-
-def write_capture(job: Path, rgba, depth, camera_to_world, intrinsics) -> None:
-    """What Blender's capture writes; files of an earlier capture go first."""
-    for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
-        old.unlink()
-    for k in range(len(rgba)):
-        for v in range(rgba.shape[1]):
-            result.save_image(job / protocol.image_file(k, v), np.ascontiguousarray(rgba[k, v]))
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=depth[k])
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
 
 
 def stamp(path: str) -> list:
