@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 
 from ..mesh import packs, rays
 from ..mesh.packs import Pack
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 from . import augment
 from .augment import Augmentation
@@ -204,16 +203,12 @@ def write_shard(target: Path, rows: Sequence[dict[str, np.ndarray]], about: dict
         arrays[name] = np.concatenate([row[name] for row in rows])
     for name in ("bits", "camera_to_world", "intrinsics"):
         arrays[name] = np.stack([row[name] for row in rows])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    files.clear_leftovers(target.parent)
     try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "ready").write_text(json.dumps({**about, "sequences": len(rows)}))
-        shutil.rmtree(target, ignore_errors=True)  # what a crash left there
-        temporary.rename(target)
+        with files.writing_folder(target) as folder:
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array)
+            (folder / "ready").write_text(json.dumps({**about, "sequences": len(rows)}))
     except OSError as error:
         error.filename = error.filename or str(target)
         raise from_os_error(error, "writing the cache") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

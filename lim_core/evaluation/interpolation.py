@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 from ..job.artefacts import Fitted
+from ..job.reporter import Silent
 from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
@@ -276,7 +277,7 @@ def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pa
         texture_size=texture_size, weights=weights, name=seen.span.asset,
     )  # fmt: skip
     asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
-    found = pipeline.run(job, asked, device, tracing.Silent(machine=False))
+    found = pipeline.run(job, asked, device, Silent())
     return tracing.painted(found), tracing.in_world(asked, found[Fitted].positions[1])
 
 

@@ -21,13 +21,14 @@ import torch
 from ..job import capture
 from ..job.artefacts import Fitted, Found
 from ..job.capture import Capture
+from ..job.reporter import Silent
 from ..mesh import packs, rays
 from ..networks import device as devices
 from ..shared import request
 from ..shared.request import Request
 from ..stages import pipeline
 from . import metrics, pictures, scenes
-from .tracing import STEP_SECONDS, Silent, painted, texture_psnr, write_job
+from .tracing import STEP_SECONDS, painted, texture_psnr, write_job
 
 KEYFRAMES = 3
 TILE = 320  # pixels of a picture on the sheet
@@ -98,7 +99,7 @@ def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], Found]:
     loads = hasattr(os, "getloadavg")
     before = os.getloadavg()[0] if loads else np.nan
     began, used = time.monotonic(), time.process_time()
-    found = pipeline.run(job, asked, device, Silent(machine=False))
+    found = pipeline.run(job, asked, device, Silent())
     wall, cpu = time.monotonic() - began, time.process_time() - used
     after = os.getloadavg()[0] if loads else np.nan
     return found.seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}, found

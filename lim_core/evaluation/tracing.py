@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..job import artefacts, capture, drawn, result
+from ..job import artefacts, capture, drawn
 from ..job.artefacts import Artefact, Fitted, Found, Surfaces, Template, Textured
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..job.state import State, code_key, key_of
 from ..mesh import packs, rays
 from ..mesh.packs import Pack
@@ -190,24 +190,17 @@ def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> R
     if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
         return asked
     camera_to_world, intrinsics = cameras.job_cameras(asked.image_size, asked.views)
-    for k, positions in enumerate(packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32)):
+    rgba, depth = [], []
+    for positions in packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32):
         seen = rays.render(pack, positions, camera_to_world, intrinsics, asked.image_size)
-        for v in range(asked.views):
-            result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
+        rgba.append(seen.rgba)
+        depth.append(seen.depth_planar)
+    Capture(np.stack(rgba), np.stack(depth), camera_to_world, intrinsics, asked.rig_views).write(job)
     request.write(asked, job)
     return asked
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-class Silent(Reporter):
-    """Tells nobody."""
-
-    def event(self, name: str, **fields) -> None:
-        pass
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Alternative(Artefact):
     """Where another way than the job's carries the template, at every frame: row `register` from the first keyframe's origin, the others
@@ -222,7 +215,7 @@ def traced(job: Path, asked: Request, seen: Capture, device) -> tuple[dict[str, 
 
     Rows are kept beside the stages, under the hash of code and capture.
     """
-    reporter = Silent(machine=False)
+    reporter = Silent()
     found = pipeline.run(job, asked, device, reporter)
     seconds, folders = found.seconds, checkpoint.folders(asked.weights)
     fitted, surfaces = found[Fitted], found[Surfaces]

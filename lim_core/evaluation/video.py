@@ -27,7 +27,7 @@ from scipy.spatial import cKDTree
 
 from ..job import drawn
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..mesh import packs, rays, surface
 from ..mesh.packs import Pack
 from ..networks import checkpoint, perceptual, triplane
@@ -197,8 +197,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
         template_faces=FACES, texture_size=TEXTURE, weights=weights, elevation=cameras.RIG[0][1],
         source="video" if model else "objects",
     )  # fmt: skip
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
+    reporter = Silent()
     camera, lens = cameras.job_cameras(SIZE, 4)
     count = 1 if model else 4
     seen = [rays.render(pack, positions[k], camera[:count], lens[:count], SIZE) for k in keyframes]
@@ -209,7 +208,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
             importing.make_views(job, asked, np.stack([s.rgba[0] for s in seen]), model, reporter)
         else:
             rgba, depth = np.stack([s.rgba for s in seen]), np.stack([s.depth_planar for s in seen])
-            importing.write_capture(job, rgba, depth, camera, lens)
+            Capture(rgba, depth, camera, lens, asked.rig_views).write(job)
         pipeline.run(job, asked, device, reporter)
         seconds = time.monotonic() - started
         with np.load(job / protocol.RESULT_ARRAYS) as arrays:

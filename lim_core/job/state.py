@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shared import protocol
+from ..shared import files, protocol
 from . import capture as captures
 from . import result
 
@@ -26,6 +26,7 @@ class State:
     def __init__(self, job: Path):
         self.folder = job / protocol.STATE_FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
+        files.clear_leftovers(self.folder)
         self.seconds: dict[str, float] = {}
         self.computed: list[str] = []
 

@@ -8,7 +8,6 @@ so that correspondences over time are exact. Asset units, right-handed, +Z up.
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..shared import files
 from ..shared.cameras import normalisation
 from ..shared.errors import LimError
 
@@ -236,13 +236,8 @@ def save(pack: Pack, path: str | Path) -> int:
         arrays |= dict(zip(QUANTISED_KEYS, stored, strict=True))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing(path) as file:
+        np.savez_compressed(file, **arrays)
     return path.stat().st_size
 
 

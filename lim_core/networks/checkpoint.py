@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Literal, overload
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..shared import cameras
+from ..shared import cameras, files
 from ..shared.errors import LimError
 from . import config
 from .config import MOTION, ModelConfig, MotionConfig
@@ -53,15 +52,14 @@ def build(network: str, model_config: ModelConfig | MotionConfig) -> Network:
 
 
 def write_json(path: Path, data: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def save(folder: str | Path, network: str, model: Network, training: dict) -> None:
     """Write the checkpoint, its golden pair and training.json; a model card beside them is left alone."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    files.clear_leftovers(folder)
     weights = {
         name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in model.state_dict().items()
     }
@@ -82,9 +80,7 @@ def save(folder: str | Path, network: str, model: Network, training: dict) -> No
     for old in folder.glob("model*.safetensors"):
         if old.name not in names:
             old.unlink()
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(config.to_json(model.config, network) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    files.write_text(folder / "config.json", config.to_json(model.config, network) + "\n")
     write_json(folder / "training.json", training)
     rounded = build(network, model.config)
     rounded.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -94,9 +90,8 @@ def save(folder: str | Path, network: str, model: Network, training: dict) -> No
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with files.writing_path(path) as temporary:
+        save_file(tensors, temporary)
 
 
 @overload

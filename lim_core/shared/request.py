@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import protocol
+from . import files, protocol
 from .errors import LimError
 
 QUALITIES = {
@@ -281,9 +281,7 @@ def write(request: Request, job: str | os.PathLike) -> Path:
     """Write request.json into the job folder, whole or not at all."""
     check(request)
     path = Path(job) / protocol.REQUEST_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(request), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, to_json(request))
     return path
 
 

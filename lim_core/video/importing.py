@@ -15,12 +15,14 @@ import torch
 
 from ..job import artefacts, result
 from ..job.artefacts import Generated, Imported
+from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..job.state import State, code_key, key_of
 from ..networks import checkpoint
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
 from ..shared.request import Request, with_clip
+from ..shared.video_options import CLIP_PICTURES
 from . import body, clip, decode, foreground, views
 
 SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
@@ -172,7 +174,7 @@ def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Rep
         bodies.append(body.capture(pictures[k], depth[k], camera, lens))
         reporter.progress(0.5 + 0.5 * (k + 1) / len(rgba))
     pictures, depth = (np.stack(part) for part in zip(*bodies))
-    write_capture(job, pictures, depth, camera, lens)
+    Capture(pictures, depth, camera, lens, asked.rig_views).write(job)
     result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures[:, : asked.rig_views]))
     return Generated(made.half().numpy())
 
@@ -183,24 +185,13 @@ def capture_files(asked: Request) -> list[str]:
     return [protocol.CAMERAS_FILE, *pictures, *(protocol.depth_file(k) for k in keyframes), protocol.VIEWS_PREVIEW]
 
 
-def write_capture(job: Path, rgba, depth, camera_to_world, intrinsics) -> None:
-    """What Blender's capture writes; files of an earlier capture go first."""
-    for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
-        old.unlink()
-    for k in range(len(rgba)):
-        for v in range(rgba.shape[1]):
-            result.save_image(job / protocol.image_file(k, v), np.ascontiguousarray(rgba[k, v]))
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=depth[k])
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
-
-
 def stamp(path: str) -> list:
     """What tells a clip, or a folder of pictures, from a changed one."""
     if not path:
         return []
     place = Path(path)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
-    if place.suffix.lower() in decode.PICTURES and place.is_file():
+    if place.suffix.lower() in CLIP_PICTURES and place.is_file():
         files = sorted(p for p in place.parent.iterdir() if p.suffix == place.suffix)
     return [path, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.is_file())]
 

@@ -177,6 +177,29 @@ def test_a_followed_object_is_put_back_on_its_way(finished, tmp_path):
     assert (job / protocol.TEXTURE_FILE).read_bytes() == (finished[0] / protocol.TEXTURE_FILE).read_bytes()
 
 
+def test_what_is_written_as_a_capture_is_read_as_it(tmp_path):
+    """Without depth, too; nothing of an earlier, longer capture stays, and the same pictures make the same fingerprint."""
+    from lim_core.job import capture
+
+    make_job(tmp_path / "longer")
+    asked = request.read(tmp_path / "longer")
+    first = capture.read(tmp_path / "longer", asked)
+    assert first.keyframes == 3 and first.depth_planar.any()
+    first.write(tmp_path / "copy")
+    assert capture.fingerprint(tmp_path / "copy") == capture.fingerprint(tmp_path / "longer")
+    shorter = dataclasses.replace(first, rgba=255 - first.rgba[:2], depth_planar=None)
+    shorter.write(tmp_path / "longer")
+    assert not (tmp_path / "longer" / protocol.image_file(2, 0)).exists()
+    assert not list((tmp_path / "longer" / protocol.CAPTURE_FOLDER).glob("*depth*"))
+    again = capture.read(
+        tmp_path / "longer", dataclasses.replace(asked, keyframes=asked.keyframes[:2], has_depth=False)
+    )
+    np.testing.assert_array_equal(again.rgba, shorter.rgba)
+    np.testing.assert_array_equal(again.camera_to_world, first.camera_to_world)
+    np.testing.assert_array_equal(again.intrinsics, first.intrinsics)
+    assert again.depth_planar is None and again.rig_views == first.rig_views
+
+
 def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):
     job = make_job(tmp_path / "own", tiny_weights, template="mesh")
     with pytest.raises(LimError):

@@ -12,10 +12,11 @@ from PIL import Image
 
 import clips
 from lim_core.job.artefacts import Imported
-from lim_core.job.reporter import Reporter
+from lim_core.job.reporter import Silent
 from lim_core.shared import cameras, protocol, request
 from lim_core.shared.errors import LimError
 from lim_core.shared.request import Request
+from lim_core.shared.video_options import CLIP_PICTURES
 from lim_core.video import clip, decode, foreground, importing
 
 
@@ -23,15 +24,9 @@ def asked(path, **changes) -> Request:
     return Request(keyframes=(), source="video", video=str(path), image_size=64, **{"video_step": 2, **changes})
 
 
-def quiet() -> Reporter:
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
-    return reporter
-
-
 def imported(path, **changes) -> tuple[Imported, list[str]]:
     """What the stage found, and the codes of its warnings."""
-    found = importing.import_clip(asked(path, **changes), quiet())
+    found = importing.import_clip(asked(path, **changes), Silent())
     return found, found.warnings[:, 0].tolist()
 
 
@@ -152,6 +147,23 @@ def test_a_film_that_breaks_off(tmp_path):
         assert len(found.rgba) < 11
     except LimError as error:
         assert error.code in ("bad_video", "one_keyframe")
+
+
+@pytest.mark.parametrize("suffix", CLIP_PICTURES)
+def test_every_kind_of_picture_is_read(tmp_path, suffix):
+    """What counts as a picture of a clip, on both sides, can be decoded, in a folder and by one file's name."""
+    kind = ".jpg" if suffix in (".jpg", ".jpeg", ".bmp") else suffix
+    folder = clips.pictures(tmp_path / "clip", [clips.frame(i) for i in range(2)], kind)
+    for file in list(folder.iterdir()):
+        if suffix == ".bmp":
+            Image.open(file).save(file.with_suffix(suffix))
+            file.unlink()
+        else:
+            file.rename(file.with_suffix(suffix))
+    for path in (folder, folder / f"shot 8{suffix}"):
+        source = decode.open_source(path)
+        assert [picture.name for picture in source.pictures] == [f"shot 8{suffix}", f"shot 9{suffix}"]
+        assert [frame.rgba.shape for frame in decode.frames(source)] == [clips.frame(0).shape] * 2
 
 
 def test_other_flaws_of_clips(tmp_path):
@@ -342,5 +354,5 @@ def test_nothing_is_half_imported(tmp_path):
     job = tmp_path / "job"
     job.mkdir()
     with pytest.raises(LimError):
-        importing.run(job, asked(folder), torch.device("cpu"), quiet())
+        importing.run(job, asked(folder), torch.device("cpu"), Silent())
     assert not [path for path in job.rglob("*") if path.is_file()]

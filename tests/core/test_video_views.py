@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 
 import clips
 from lim_core.data import cache, sequences
+from lim_core.job.reporter import Silent
 from lim_core.networks.images import pixel_rays
 from lim_core.shared import cameras, protocol, request, video_options
 from lim_core.shared.errors import LimError
@@ -440,13 +441,8 @@ def test_the_source_view_dominates_the_texture(finished, monkeypatch):
     asked = request.read(finished[0])
     monkeypatch.setattr(texture, "unwrap", lambda *args: np.zeros((1, 3, 2)))
     fitted = Fitted.load(State(finished[0]), "fit", str(np.load(finished[0] / "state/fit.npz")["key"]))
-    of_mesh.bake_texture(asked, captures.read(finished[0], asked), fitted, None, None, None, _Silent())
+    of_mesh.bake_texture(asked, captures.read(finished[0], asked), fitted, None, None, None, Silent())
     assert seen["trust"][0] == 1 and (seen["trust"][1:] < 0.2).all()
-
-
-class _Silent:
-    def progress(self, fraction: float) -> None:
-        pass
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
