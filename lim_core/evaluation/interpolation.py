@@ -11,6 +11,7 @@ Rows, four held-out views each:
     moved     what both ends show, moved by the motion network and drawn again (moved.py), then LRM, held as `anchored` is
     lim_moved LIM, with the evidence of what is moved
     mesh      with `--jobs`: the textured mesh that a job of the two ends makes, half-way between them
+    carried   with `--jobs`: LRM on what the rig would capture of that mesh: what a job's pictures show between its keyframes
     straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
               what can be had without knowing how things move
     oracle    LRM on the true middle
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..job import drawn
 from ..job.artefacts import Fitted
 from ..job.reporter import Silent
 from ..mesh import packs
@@ -91,7 +93,7 @@ class Networks:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        mesh = ("mesh",) if self.jobs else ()
+        mesh = ("mesh", "carried") if self.jobs else ()
         by_motion = ("moved", "lim_moved") if self.motion else ()
         return (
             "linear",
@@ -260,7 +262,10 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
         given = features if own is lrm else own(first)[1]
         middles[name] = lim(given, lim.condition(last), half)[0]
     if networks.jobs:
-        middles["mesh"] = delivered(seen, networks.jobs, networks.weights, device)
+        mesh = middles["mesh"] = delivered(seen, networks.jobs, networks.weights, device)
+        rig = slice(0, seen.capture.rig_views)
+        placed = seen.capture.camera_to_world[rig], seen.capture.intrinsics[rig]
+        middles["carried"] = lrm(drawn.shown(*mesh, *placed, seen.capture.rgba.shape[2]).network_views(0, seen.size, device))[0]
     return middles, seconds
 
 

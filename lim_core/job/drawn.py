@@ -30,6 +30,19 @@ def textured(positions: np.ndarray, faces: np.ndarray, loop_uvs: np.ndarray, tex
     )  # fmt: skip
 
 
+def shown(
+    pack: Pack, positions: np.ndarray, camera_to_world: np.ndarray, intrinsics: np.ndarray, size: int
+) -> capture.Capture:
+    """What N cameras would capture of a result's vertices [V, 3] at one time, as the one keyframe of a capture.
+
+    Args:
+        pack: of `textured`.
+        camera_to_world: [N, 4, 4]; intrinsics: [N, 3, 3], of pictures of `size` pixels.
+    """
+    seen = rays.render(pack, positions, camera_to_world, intrinsics, size, supersampling=2)
+    return capture.Capture(seen.rgba[None], seen.depth_planar[None], camera_to_world, intrinsics, len(camera_to_world))
+
+
 def read(job: Path) -> tuple[dict[str, np.ndarray], Pack] | None:
     """The arrays of result.npz and the textured mesh; None where there is none, or it has no texture of its own."""
     try:

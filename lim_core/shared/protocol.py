@@ -35,12 +35,12 @@ VIDEO_STAGES = {  # of a video job, before the others
 }
 STAGES = {
     "reconstruct": "Reconstructing the keyframes",
-    "interpolate": "Interpolating between the keyframes",
     "surface": "Building the template mesh",
     "canonical": "Carrying the canonical coordinates",
     "trace": "Tracing the mesh through time",
     "fit": "Fitting the keyframes to the capture",
     "texture": "Baking the texture",
+    "interpolate": "Drawing what lies between the keyframes",
 }
 
 # ---- error codes: code -> (exit code of the process, id of the operator that fixes it or "") --------------------

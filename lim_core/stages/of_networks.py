@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..job import result
-from ..job.artefacts import Interpolated, Reconstruction, Surfaces, Template
+from ..job import drawn, result
+from ..job.artefacts import Fitted, Interpolated, Reconstruction, Surfaces, Template, Textured
 from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..mesh import surface
+from ..mesh.packs import Pack
 from ..networks import checkpoint, triplane
 from ..networks.images import pixel_rays
 from ..networks.lim import ENDS, Anchors
@@ -68,13 +69,65 @@ def interpolated(
 
 
 @torch.no_grad()
-def interpolate(job: Path, request: Request, capture: Capture, folders, device, reporter: Reporter) -> Interpolated:
-    """T̂ at every frame, rendered: previews/triplane_fNNN_vVV.png. The triplanes themselves are not kept."""
+def carried(
+    request: Request, capture: Capture, lrm, pack: Pack, positions: np.ndarray, device
+) -> Iterator[torch.Tensor]:
+    """T̂ [1, 3, C, R, R] at every frame, from the evidence that the fitted mesh carries there: LRM's of what the rig would capture of
+    it, held to LRM's of the capture at the keyframes.
+
+    Args:
+        pack: the textured mesh; positions: [T, V, 3], each from its frame's own origin.
+    """
+    size, rig = lrm.config.image_size, slice(0, capture.rig_views)
+    camera = capture.camera_to_world[rig]
+    lens = np.stack([cameras.scale_intrinsics(k, size / request.image_size) for k in capture.intrinsics[rig]])
+
+    def of_keyframe(k: int) -> torch.Tensor:
+        return lrm(capture.network_views(k, size, device))[0]
+
+    def of_mesh(index: int) -> torch.Tensor:
+        return lrm(drawn.shown(pack, positions[index], camera, lens, size).network_views(0, size, device))[0]
+
+    end = of_keyframe(0)
+    anchors, pair, ends = None, None, {}
+    for index, (k, alpha) in enumerate(request.intervals()):
+        if pair != k:
+            start, end, pair, anchors = end, of_keyframe(k + 1), k, None
+        if alpha in (0, 1):
+            yield end if alpha else start
+            continue
+        if anchors is None:  # only where there is something between the two
+            ends = {i: ends[i] if i in ends else of_mesh(request.entry(i)) for i in (k, k + 1)}
+            anchors = Anchors(torch.cat([ends[k], ends[k + 1]]), start, end)
+        yield anchors.hold(of_mesh(index), torch.tensor([alpha], device=device))
+
+
+@torch.no_grad()
+def interpolate(
+    job: Path,
+    request: Request,
+    capture: Capture,
+    fitted: Fitted,
+    textured: Textured,
+    folders,
+    device,
+    reporter: Reporter,
+) -> Interpolated:
+    """T̂ at every frame, rendered: previews/triplane_fNNN_vVV.png. The triplanes themselves are not kept.
+
+    Where the keyframes were fitted, the textured mesh knows best what there is to be seen between them (`carried`). Otherwise LIM
+    tells (`interpolated`).
+    """
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
-    lim = checkpoint.load(folders["lim"], "lim", device)
     frames = request.frames()
     pixels = lrm.config.image_size
-    for index, planes in enumerate(interpolated(request, capture, lrm, lim, device)):
+    if len(fitted.residuals) and textured.loop_uvs is not None and textured.image is not None:
+        positions = fitted.positions - np.array(request.carried(), np.float32)[:, None]
+        pack = drawn.textured(positions, fitted.template.faces, textured.loop_uvs, textured.image)
+        made = carried(request, capture, lrm, pack, positions, device)
+    else:
+        made = interpolated(request, capture, lrm, checkpoint.load(folders["lim"], "lim", device), device)
+    for index, planes in enumerate(made):
         busy = occupancy(lrm.decoder, planes)
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             reporter.check()

@@ -2,13 +2,13 @@
 """A job from its request to its result, in the order of the paper's section 3 and our additions.
 
     T_k, F_k = LRM(I_k, Π)                                       reconstruct
-    T̂_{k+α} = LIM(F_k, I_{k+1}, α)                               interpolate
     template: fused depth of one keyframe, a triplane, or the artist's own mesh      surface
     Ω_k     = the positions that keyframe k's depth shows        canonical
     T̄̂_{k+α} = LIM̄(LRM̄(Ω_k), I_k, I_{k+1}, α)
     vertices → nearest canonical coordinate, with ARAP, chained over the keyframes   trace
     keyframes pulled onto the captured depth, in-betweens keep the networks' motion  fit
     one UV set, one image from all captured views                                    texture
+    T̂_{k+α} = LRM(what the mesh shows there, Π), or LIM(F_k, I_{k+1}, α)             interpolate
     the frames that become shape keys, where not all do                              reduction
 
 The template's own keyframe is `home`; from there the mesh is carried outwards, to later and to earlier keyframes. Canonical coordinates
@@ -106,11 +106,6 @@ STAGES = (
         share=0.04, weights=("lrm",),
     ),
     Stage(
-        "interpolate", Interpolated, lambda work, found: interpolate(work.job, work.request, work.capture, *work.networks),
-        share=0.12, after=("reconstruct",), weights=("lim",), settings=TIMES,
-        leaves=lambda request: protocol.preview_file("triplane", len(request.frames()) - 1, 0),
-    ),
-    Stage(
         "surface", Template,
         lambda work, found: template_mesh(work.job, work.request, work.capture, found[Reconstruction], *work.networks),
         share=0.12, without_depth=("reconstruct",), settings=("template", "template_faces"),
@@ -136,6 +131,14 @@ STAGES = (
         "texture", Textured,
         lambda work, found: bake_texture(work.request, work.capture, found[Fitted], found[Reconstruction], *work.networks),
         share=0.15, after=("fit",), settings=("texture_size",),
+    ),
+    Stage(
+        "interpolate", Interpolated,
+        lambda work, found: interpolate(
+            work.job, work.request, work.capture, found[Fitted], found[Textured], *work.networks
+        ),
+        share=0.12, after=("reconstruct", "texture"), weights=("lim",), settings=TIMES,
+        leaves=lambda request: protocol.preview_file("triplane", len(request.frames()) - 1, 0),
     ),
 )  # fmt: skip
 
