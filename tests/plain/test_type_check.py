@@ -71,5 +71,5 @@ def test_the_numbers_only_go_down():
 def test_the_rooms_below_the_stages_have_no_error():
     known = json.loads((ROOT / type_check.KNOWN).read_text(encoding="utf-8"))
     assert all((ROOT / folder).is_dir() and count > 0 for folder, count in known.items())
-    clean = {f"lim_core/{room}" for room in ("shared", "networks", "mesh", "tracking", "job")}
+    clean = {f"lim_core/{room}" for room in ("shared", "networks", "mesh", "tracking", "data")}
     assert not clean & set(known)
