@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for name in request.QUALITIES:
-        monkeypatch.setitem(request.QUALITIES, name, (SIZE, 2, 64, 300))
+        monkeypatch.setitem(request.QUALITIES, name, request.Quality(SIZE, 2, 64, 300))
 
 
 def test_every_row_is_measured_and_all_assets_are_in_the_gallery(folder, tmp_path, tiny_weights, capsys):
