@@ -12,6 +12,7 @@ uninstall   remove what the commands above installed
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -92,12 +93,17 @@ def parser() -> argparse.ArgumentParser:
         "--blender", default=blender.DEFAULT_WHEEL, metavar="4.2,4.5,5.0", help="bpy wheels to test with"
     )
     command.add_argument(
-        "--layer", default="style,plain,core,blender", metavar="LAYERS", help="some of style,plain,core,blender"
-    )
+        "--layer", default="style,plain,core,blender", metavar="LAYERS",
+        help="some of style,plain,core,blender; style is rules,form,types",
+    )  # fmt: skip
     command.add_argument("--wheels", default="", metavar="DIR", help="install from this folder, without a network")
     command.add_argument(
         "--processors", nargs="?", const="all", default="", choices=("all", "pair"),
         help="instead: the numeric tests under several kernels of this processor (pair: two of them), and what changes",
+    )  # fmt: skip
+    command.add_argument(
+        "--at-once", type=int, default=min(2, os.cpu_count() or 1), metavar="N",
+        help="layers side by side, each with its share of the cores; 1: one after the other (for instance for -- --pdb)",
     )  # fmt: skip
     command.add_argument("pytest", nargs="*", metavar="-- ARGS", help="further arguments for pytest")
 

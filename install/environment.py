@@ -254,6 +254,7 @@ class Environment:
             )
         except OSError as error:
             raise from_os_error(error, f"starting pip for {self.what}") from error
+        assert process.stdout is not None  # a pipe
         with process:
             try:
                 for line in process.stdout:
@@ -298,7 +299,7 @@ class Environment:
 
     def remove(self, package: str) -> None:
         """Uninstall one package, if it is there."""
-        command = [self.python, "-I", "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", package]
+        command = [str(self.python), "-I", "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", package]
         subprocess.run(command, capture_output=True, env=clean_variables())
 
     def finish(self, locks: list[str], **facts) -> None:
@@ -331,8 +332,10 @@ def lock_blocks(text: str) -> list[str]:
 def damaged_distributions(environment: Path) -> list[Path]:
     """The `.dist-info` folders whose package does not have all its files in their full size."""
     packages = locations.site_packages_of(environment)
+    if packages is None:
+        return []
     damaged = []
-    for info in sorted(packages.glob("*.dist-info")) if packages else ():
+    for info in sorted(packages.glob("*.dist-info")):
         try:
             with open(info / "RECORD", encoding="utf-8", newline="") as stream:
                 rows = list(csv.reader(stream))
@@ -345,7 +348,7 @@ def damaged_distributions(environment: Path) -> list[Path]:
             whole = False
         if not whole:
             damaged.append(info)
-    for left in packages.glob("~*") if packages else ():  # what pip moved aside when it was stopped
+    for left in packages.glob("~*"):  # what pip moved aside when it was stopped
         shutil.rmtree(left, ignore_errors=True)
     return damaged
 

@@ -31,7 +31,8 @@ TRIES = 200  # sequences in a row that may fail before the packs are to blame
 
 def moving_window(pack: Pack, rng: np.random.Generator, tries: int = 3) -> tuple[int, np.ndarray]:
     """A clip and `STEPS` stored-frame times in it, 0.3 to 1.2 s long; of a few candidates the one that moves most."""
-    best, best_motion = None, -1.0
+    best: tuple[int, np.ndarray] | None = None
+    best_motion = -1.0
     for _ in range(tries):
         clip = int(rng.integers(pack.clips))
         last = pack.frames(clip) - 1
@@ -44,6 +45,7 @@ def moving_window(pack: Pack, rng: np.random.Generator, tries: int = 3) -> tuple
         motion = max(np.abs(end - first).mean(), np.abs(middle - first).mean()) / extent
         if motion > best_motion:
             best, best_motion = (clip, frames), motion
+    assert best is not None  # of one try or more
     return best
 
 
@@ -159,7 +161,8 @@ def fill(
         target = folder / f"{seed:04d}_{shard:04d}"
         if not (target / "ready").exists():
             rng = np.random.default_rng([seed, shard])
-            rows, failed = [], 0
+            rows: list[dict[str, np.ndarray]] = []
+            failed = 0
             while len(rows) < SHARD:
                 if time.monotonic() > deadline:
                     return done
@@ -170,8 +173,11 @@ def fill(
                 else:
                     pack = loaded[int(rng.integers(len(loaded)))]
                 try:
-                    options = {"augmentation": augmentation, "donors": loaded, "supersample": supersample}
-                    rows.append(render_sequence(pack, size, rng, **options))
+                    rows.append(
+                        render_sequence(
+                            pack, size, rng, augmentation=augmentation, donors=loaded, supersample=supersample
+                        )
+                    )
                     failed = 0
                 except LimError as error:
                     if error.code != "bad_pack":

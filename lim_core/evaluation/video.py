@@ -86,7 +86,9 @@ def evaluate(
     model = adapters.load(Path(views_model) if views_model else checkpoint.BUNDLED / "multiview", device)
     judge = perceptual.load(lpips).to(device) if lpips else None
     asked = [name for name in ROWS if name in asked]
-    rows, skipped, sheet, seen = [], [], [], {name: [] for name in ("truth", *asked)}
+    rows, sheet = [], []
+    skipped: list[dict] = []
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in ("truth", *asked)}
     for number, path in enumerate(scenes.evenly(packs.list_packs(packs_folder), limit)):
         with scenes.skipping(skipped, path.stem):
             pack = packs.load(path)

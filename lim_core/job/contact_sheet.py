@@ -185,9 +185,10 @@ def loop(job: Path, asked: Request) -> tuple[list[Image.Image], float]:
         for index, frame in enumerate(frames):
             files = [(row.file(index, view), parts[view]) for view in views]
             tiles = [tile(job / name, GIF_SIZE, part) for name, part in files if name]
-            if tiles and all(tiles):
-                page = Image.new("RGB", (GIF_SIZE * len(tiles), GIF_SIZE), PAPER)
-                for place, picture in enumerate(tiles):
+            there = [picture for picture in tiles if picture]
+            if there and len(there) == len(tiles):
+                page = Image.new("RGB", (GIF_SIZE * len(there), GIF_SIZE), PAPER)
+                for place, picture in enumerate(there):
                     page.paste(picture, (place * GIF_SIZE, 0))
                 pictures.append(page)
                 times.append(frame)

@@ -16,7 +16,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """An npz, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's own option, allow_pickle, is no array's name
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:

@@ -271,7 +271,7 @@ def from_json(text: str) -> Request:
         raise LimError("bad_request", "request.json has no keyframes.")
     values = {}
     for name, value in data.items():
-        wanted = fields[name].type
+        wanted = str(fields[name].type)  # as it is written above
         try:
             values[name] = _convert(wanted, value)
         except (TypeError, ValueError, OverflowError):

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..networks import checkpoint, config
-from ..networks.config import ModelConfig
+from ..networks.config import ModelConfig, MotionConfig
 from ..networks.lim import LIM
 from ..networks.lrm import LRM
 from ..shared import files
@@ -59,7 +59,9 @@ class Counters:
 # ---- which run ----------------------------------------------------------------------------------------------------
 
 
-def claim(out: Path, network: str, model_config: ModelConfig, batch: int, arguments: dict, held_out: list) -> list:
+def claim(
+    out: Path, network: str, model_config: ModelConfig | MotionConfig, batch: int, arguments: dict, held_out: list
+) -> list:
     """Make the folder this run's, or see that it is; returns the sequences that this run watches.
 
     Raises:
@@ -243,7 +245,7 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def save_checkpoint(
-    folder: Path, network: str, model_config: ModelConfig, average: dict[str, Tensor], training: dict
+    folder: Path, network: str, model_config: ModelConfig | MotionConfig, average: dict[str, Tensor], training: dict
 ) -> None:
     """The averaged weights as a checkpoint folder. Raises LimError like `save`."""
     averaged = checkpoint.build(network, model_config)

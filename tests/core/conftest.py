@@ -9,6 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lim_core.shared import threads
+
+threads.limit()  # as in a job, and before numpy comes: threads that wait for each other took five times a job's time
+
 from jaxtyping import install_import_hook
 
 # Every call of a function whose signature states shapes is checked against them (test_networks.py has the canary).

@@ -21,6 +21,7 @@ from conftest import make_job
 from lim_core.networks import checkpoint
 from lim_core.shared import protocol, request
 from lim_core.shared.errors import LimError
+from lim_core.stages import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +91,35 @@ def test_a_repeated_run_redoes_only_what_changed(finished):
     changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
     assert changed == {"texture.npz"}
     assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture"]
+
+
+def test_a_stage_that_is_kept_in_another_form_or_lacks_pictures_is_redone(finished, tmp_path):
+    job = tmp_path / "job"
+    shutil.copytree(finished[0], job)
+    with np.load(job / "state/fit.npz") as data:  # the key is right, the form is that of an older add-on
+        older = {name: data[name] for name in ("key", "seconds", "positions", "confidence", "residuals")}
+    np.savez(job / "state/fit.npz", **older)
+    (job / protocol.preview_file("triplane", 4, 0)).unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in (job / "state").iterdir()}
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    assert (job / protocol.preview_file("triplane", 4, 0)).is_file()
+    changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
+    assert changed == {"interpolate.npz", "fit.npz"}
+    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["interpolate", "fit"]
+    with np.load(job / protocol.RESULT_ARRAYS) as redone, np.load(finished[0] / protocol.RESULT_ARRAYS) as first:
+        for name in ("positions", "faces", "confidence", "feed_forward", "loop_uvs"):
+            np.testing.assert_array_equal(redone[name], first[name])
+
+
+def test_the_table_of_stages_is_whole():
+    assert [stage.name for stage in pipeline.STAGES] == list(protocol.STAGES)
+    assert sum(stage.share for stage in pipeline.STAGES) == pytest.approx(1)
+    known = {field.name for field in dataclasses.fields(request.Request)}
+    for index, stage in enumerate(pipeline.STAGES):
+        before = {earlier.name for earlier in pipeline.STAGES[:index]}
+        assert {*stage.after, *stage.without_depth} <= before and set(stage.settings) <= known, stage.name
+    assert len({stage.artefact for stage in pipeline.STAGES}) == len(pipeline.STAGES), "`Found` knows them by type"
 
 
 def test_fewer_shape_keys_are_chosen_at_the_end(finished):
