@@ -44,7 +44,7 @@ QUALITIES = {
 }
 QUALITY = "standard"
 """The quality where none is named."""
-LIMITS = {
+LIMITS: dict[str, tuple[float, float]] = {
     "inbetweens": (0, 1000),
     "last_inbetweens": (-1, 1000),
     "max_keys": (0, 10**6),
@@ -57,7 +57,7 @@ LIMITS = {
     "fps": (1e-3, 1e6),
 }
 """The least and the most that a field of `Request` may be."""
-VIDEO_LIMITS = {
+VIDEO_LIMITS: dict[str, tuple[float, float]] = {
     "video_first": (1, 10**7),
     "video_last": (0, 10**7),
     "video_step": (0, 1000),
