@@ -23,6 +23,7 @@ import bpy
 from ..lim_core import __version__
 from ..lim_core.shared import protocol, request, video_options
 from ..lim_core.shared.errors import Cancelled, LimError, as_lim_error, from_os_error
+from ..lim_core.shared.request import Request
 from . import folders, ids
 from .job import asking, job_folders, jobs
 from .job.asking import scene_named
@@ -85,20 +86,34 @@ def parser(program: str = "blender -b scene.blend --python blender_addon/headles
     )
 
     how = top.add_argument_group("result")
-    how.add_argument("--inbetweens", type=int, default=7, metavar="N", help="frames made between two keyframes (7)")
+    how.add_argument(
+        "--inbetweens",
+        type=int,
+        default=Request.inbetweens,
+        metavar="N",
+        help="frames made between two keyframes (%(default)s)",
+    )
     how.add_argument("--template", metavar="OBJECT", help="carry this mesh instead of “reconstructed”")
-    how.add_argument("--quality", choices=tuple(request.QUALITIES), default="standard")
+    how.add_argument("--quality", choices=tuple(request.QUALITIES), default=request.QUALITY)
     how.add_argument("--no-fit", action="store_true", help="do not pull the keyframes onto the captured depth")
     how.add_argument(
-        "--smoothness", type=float, default=0.5, metavar="0..1", help="how firmly neighbours stay together"
+        "--smoothness",
+        type=float,
+        default=Request.smoothness,
+        metavar="0..1",
+        help="how firmly neighbours stay together",
     )
     how.add_argument(
-        "--max-keys", type=int, default=0, metavar="N", help="at most N shape keys; default: one per frame"
+        "--max-keys",
+        type=int,
+        default=Request.max_keys,
+        metavar="N",
+        help="at most N shape keys; default: one per frame",
     )
-    how.add_argument("--name", default="LIM", help="name of the resulting object")
+    how.add_argument("--name", default=Request.name, help="name of the resulting object")
 
     with_what = top.add_argument_group("computing")
-    with_what.add_argument("--device", choices=request.DEVICES, default="auto")
+    with_what.add_argument("--device", choices=request.DEVICES, default=Request.device)
     with_what.add_argument("--engine", choices=("cycles", "workbench"), default="cycles", help="what captures colour")
     with_what.add_argument("--backend", default="", metavar="PYTHON", help="Python of the backend's environment")
     with_what.add_argument("--weights", default="", metavar="DIR", help="folder of the checkpoints")

@@ -11,6 +11,7 @@ import bpy
 
 from ...lim_core.shared import request
 from ...lim_core.shared.errors import LimError
+from ...lim_core.shared.request import Request
 from ..source import keyframes, rendered
 
 
@@ -31,21 +32,21 @@ class Settings:
 
     objects: tuple[str, ...] = ()
     keyframes: tuple[float, ...] = ()
-    source: str = "objects"
+    source: str = Request.source
     """"objects": all of them, animated. "poses": object k is the pose at keyframe k. "video": see `video`."""
     frame_range: tuple[float, float] | None = None
     """Keyframes outside it are refused; None allows any."""
-    inbetweens: int = 7
-    template: str = "reconstructed"
+    inbetweens: int = Request.inbetweens
+    template: str = Request.template
     template_object: str = ""
     align_poses: bool = True
-    quality: str = "standard"
-    fit: bool = True
-    smoothness: float = 0.5
-    max_keys: int = 0
-    device: str = "auto"
+    quality: str = request.QUALITY
+    fit: bool = Request.fit
+    smoothness: float = Request.smoothness
+    max_keys: int = Request.max_keys
+    device: str = Request.device
     engine: str = "cycles"
-    name: str = "LIM"
+    name: str = Request.name
     backend: str = ""
     """The backend's Python."""
     weights: str = ""
@@ -71,21 +72,14 @@ def check(scene: bpy.types.Scene, settings: Settings) -> request.Request:
     """The request that the settings ask for, without its transform. Raises LimError for whatever cannot work."""
     if settings.source != "video":
         _check_objects(scene, settings)
-    size, extra_views, texture_size, faces = request.QUALITIES.get(settings.quality, (0, 0, 0, 0))
-    if not size:
-        raise LimError("bad_request", f"“{settings.quality}” is not a quality.", f"Use {', '.join(request.QUALITIES)}.")
-    wanted = request.Request(
+    wanted = Request.for_quality(
+        settings.quality,
         keyframes=tuple(float(frame) for frame in settings.keyframes),
         inbetweens=settings.inbetweens,
         source=settings.source,
         name=settings.name,
         fps=scene.render.fps / scene.render.fps_base,
-        image_size=size,
-        rig_views=4,
-        views=4 + extra_views,
         template=settings.template,
-        template_faces=faces,
-        texture_size=texture_size,
         fit=settings.fit,
         smoothness=settings.smoothness,
         max_keys=settings.max_keys,

@@ -17,6 +17,7 @@ from bpy.props import (
 )
 
 from ...lim_core.shared import request
+from ...lim_core.shared.request import Request
 from ..source import compat, import_video, keyframes
 
 QUALITY_WORDS = {
@@ -47,10 +48,11 @@ def _look_at_clip(settings, context) -> None:
 
 def _quality_items() -> list[tuple[str, str, str]]:
     items = []
-    for name, (size, extra, texture, faces) in request.QUALITIES.items():
+    for name, quality in request.QUALITIES.items():
         label, words = QUALITY_WORDS[name]
-        detail = f"{4 + extra} views of {size}² pixels per keyframe, about {faces} triangles, a texture of {texture}²"
-        items.append((name, label, f"{words}: {detail}"))
+        captured = f"{quality.views} views of {quality.image_size}² pixels per keyframe"
+        made = f"about {quality.template_faces} triangles, a texture of {quality.texture_size}²"
+        items.append((name, label, f"{words}: {captured}, {made}"))
     return items
 
 
@@ -129,9 +131,9 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
     inbetweens: IntProperty(
         name="In-betweens",
         description="Frames made between each keyframe and the next",
-        default=7,
-        min=0,
-        max=1000,
+        default=Request.inbetweens,
+        min=request.LIMITS["inbetweens"][0],
+        max=request.LIMITS["inbetweens"][1],
         soft_max=32,
     )
     video: StringProperty(
@@ -144,10 +146,16 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
     video_text: StringProperty(description="What the clip holds")
     use_video_range: BoolProperty(name="Part of the Clip", description="Use some of the clip's frames instead of all")
     video_first: IntProperty(
-        name="First", description="The first frame of the clip that is used, counted from 1", default=1, min=1
+        name="First",
+        description="The first frame of the clip that is used, counted from 1",
+        default=Request.video_first,
+        min=request.VIDEO_LIMITS["video_first"][0],
     )
     video_last: IntProperty(
-        name="Last", description="The last frame of the clip that is used; 0 takes it to its end", default=48, min=0
+        name="Last",
+        description="The last frame of the clip that is used; 0 takes it to its end",
+        default=48,
+        min=request.VIDEO_LIMITS["video_last"][0],
     )
     video_keyframes: EnumProperty(
         name="Keyframes",
@@ -158,15 +166,23 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
         ),
     )
     video_step: IntProperty(
-        name="Every", description="Distance in clip frames from one keyframe to the next", default=2, min=1, max=1000
+        name="Every",
+        description="Distance in clip frames from one keyframe to the next",
+        default=2,
+        min=1,
+        max=request.VIDEO_LIMITS["video_step"][1],
     )
     video_fps: FloatProperty(
-        name="Frames a Second", description="The clip's speed; 0 takes what the file says", min=0.0, max=1000.0
+        name="Frames a Second",
+        description="The clip's speed; 0 takes what the file says",
+        default=Request.video_fps,
+        min=request.VIDEO_LIMITS["video_fps"][0],
+        max=request.VIDEO_LIMITS["video_fps"][1],
     )
     video_start: IntProperty(
         name="Starts at Frame",
         description="The scene's frame at which the first used frame of the clip plays",
-        default=1,
+        default=round(Request.video_start),
     )
     foreground: EnumProperty(
         name="Foreground",
@@ -208,9 +224,9 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
         name="Elevation",
         description="The angle by which the clip's camera looks down on the object; 0 looks level",
         subtype="ANGLE",
-        default=math.radians(20.0),
-        min=math.radians(-30.0),
-        max=math.radians(60.0),
+        default=math.radians(Request.elevation),
+        min=math.radians(request.VIDEO_LIMITS["elevation"][0]),
+        max=math.radians(request.VIDEO_LIMITS["elevation"][1]),
     )
     stop_after_views: BoolProperty(
         name="Stop to Look",
@@ -234,7 +250,7 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
         name="Quality",
         description="How finely the source is captured and rebuilt, against the time that it takes",
         items=_quality_items(),
-        default="standard",
+        default=request.QUALITY,
     )
     fit: BoolProperty(
         name="Fit to Capture",
@@ -244,16 +260,16 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
     smoothness: FloatProperty(
         name="Smoothness",
         description="How firmly neighbouring vertices move together: 0 follows every match exactly, 1 is stiff",
-        default=0.5,
-        min=0.0,
-        max=1.0,
+        default=Request.smoothness,
+        min=request.LIMITS["smoothness"][0],
+        max=request.LIMITS["smoothness"][1],
         subtype="FACTOR",
     )
     max_keys: IntProperty(
         name="Most Shape Keys",
         description="Keep only the frames from which all others are mixed best, so many at most; 0 keeps every frame",
-        default=0,
-        min=0,
+        default=Request.max_keys,
+        min=request.LIMITS["max_keys"][0],
         soft_max=64,
     )
     device: EnumProperty(
@@ -269,7 +285,7 @@ class LIM_PG_settings(bpy.types.PropertyGroup):
             ("workbench", "Workbench", "The colours of the viewport's texture mode; quicker, but it sees no nodes"),
         ),
     )
-    name: StringProperty(name="Name", description="The name of the resulting object", default="LIM")
+    name: StringProperty(name="Name", description="The name of the resulting object", default=Request.name)
 
 
 class LIM_PG_job(bpy.types.PropertyGroup):

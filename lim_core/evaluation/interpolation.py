@@ -276,11 +276,9 @@ def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pa
         jobs: the job's folder is kept in here.
     """
     job = jobs / f"{seen.span.asset}_{seen.span.clip}_{seen.span.start:g}"
-    size, extra, texture_size, faces = request.QUALITIES["draft"]
-    asked = request.Request(
-        keyframes=(0.0, 2.0), inbetweens=1, image_size=size, views=4 + extra, template_faces=faces,
-        texture_size=texture_size, weights=weights, name=seen.span.asset,
-    )  # fmt: skip
+    asked = request.Request.for_quality(
+        "draft", keyframes=(0.0, 2.0), inbetweens=1, weights=weights, name=seen.span.asset
+    )
     asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
     found = pipeline.run(job, asked, device, Silent())
     return tracing.painted(found), tracing.in_world(asked, found[Fitted].positions[1])

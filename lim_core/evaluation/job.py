@@ -24,7 +24,6 @@ from ..job.capture import Capture
 from ..job.reporter import Silent
 from ..mesh import packs, rays
 from ..networks import device as devices
-from ..shared import request
 from ..shared.request import Request
 from ..stages import pipeline
 from . import metrics, pictures, scenes
@@ -85,10 +84,9 @@ def make_job(pack: packs.Pack, job: Path, weights: str, inbetweens: int, faces: 
     last = pack.frames(clip) - 1
     apart = min(2 * STEP_SECONDS * pack.fps, last / (KEYFRAMES - 1))
     start = np.clip(middle - apart, 0, last - (KEYFRAMES - 1) * apart)
-    size, extra, *_ = request.QUALITIES["standard"]
-    asked = Request(
-        keyframes=tuple(1.0 + (inbetweens + 1) * k for k in range(KEYFRAMES)), inbetweens=inbetweens, image_size=size,
-        views=4 + extra, template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
+    asked = Request.for_quality(
+        "standard", keyframes=tuple(1.0 + (inbetweens + 1) * k for k in range(KEYFRAMES)), inbetweens=inbetweens,
+        template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
     )  # fmt: skip
     return write_job(pack, pack.model_positions(clip, [start + apart * k for k in range(KEYFRAMES)]), job, asked)
 

@@ -53,14 +53,14 @@ SHOWN = ("lim_fit", "register", "lim_arap")  # on the contact sheet, beside the 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=1, choices=range(1, STEPS), help="steps from keyframe to keyframe")
-    parser.add_argument("--quality", default="standard", choices=request.QUALITIES, help="of the capture")
+    parser.add_argument("--quality", default=request.QUALITY, choices=request.QUALITIES, help="of the capture")
     parser.add_argument("--lpips", default="", help="file with the weights of the perceptual distance; without: null")
     parser.add_argument("--gallery", default="", help="picture to write (.jpg): every asset, captured and traced")
 
 
 def evaluate(
     packs_folder: str, out: str, *, weights: str = "", device="cpu", limit: int | None = None, every: int = 1,
-    quality: str = "standard", lpips: str = "", gallery: str = "",
+    quality: str = request.QUALITY, lpips: str = "", gallery: str = "",
 ) -> dict:  # fmt: skip
     """Measure, write results.csv, summary.json and contact sheets into `out`, and return the summary.
 
@@ -166,11 +166,9 @@ class Sequence:
 
 def make_job(sequence: Sequence, job: Path, weights: str, quality: str) -> Request:
     """Capture a sequence's keyframes into a job folder, as Blender does; a folder that is complete is left alone."""
-    size, extra, texture_size, faces = request.QUALITIES[quality]
-    asked = Request(
-        keyframes=sequence.keyframes, inbetweens=sequence.inbetweens, image_size=size, views=4 + extra,
-        template_faces=faces, texture_size=texture_size, weights=weights, name=job.name,
-    )  # fmt: skip
+    asked = Request.for_quality(
+        quality, keyframes=sequence.keyframes, inbetweens=sequence.inbetweens, weights=weights, name=job.name
+    )
     return write_job(sequence.pack, sequence.positions(sequence.keyframes), job, asked)
 
 

@@ -18,12 +18,54 @@ import numpy as np
 from . import files, protocol
 from .errors import LimError
 
+RIG_VIEWS = 4
+"""Views of each keyframe that the networks see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How finely a source is captured and rebuilt; the fields are those of `Request`."""
+
+    image_size: int
+    extra_views: int
+    """Views beside the rig's, for geometry and texture."""
+    texture_size: int
+    template_faces: int
+
+    @property
+    def views(self) -> int:
+        return RIG_VIEWS + self.extra_views
+
+
 QUALITIES = {
-    # name: (capture size in pixels, extra views for geometry and texture, texture size, template faces)
-    "draft": (256, 4, 512, 4000),
-    "standard": (512, 8, 1024, 10000),
-    "high": (768, 12, 2048, 20000),
+    "draft": Quality(image_size=256, extra_views=4, texture_size=512, template_faces=4000),
+    "standard": Quality(image_size=512, extra_views=8, texture_size=1024, template_faces=10000),
+    "high": Quality(image_size=768, extra_views=12, texture_size=2048, template_faces=20000),
 }
+QUALITY = "standard"
+"""The quality where none is named."""
+LIMITS: dict[str, tuple[float, float]] = {
+    "inbetweens": (0, 1000),
+    "last_inbetweens": (-1, 1000),
+    "max_keys": (0, 10**6),
+    "image_size": (32, 4096),
+    "rig_views": (1, 64),
+    "views": (1, 256),
+    "template_faces": (100, 2_000_000),
+    "texture_size": (16, 16384),
+    "smoothness": (0, 1),
+    "fps": (1e-3, 1e6),
+}
+"""The least and the most that a field of `Request` may be."""
+VIDEO_LIMITS: dict[str, tuple[float, float]] = {
+    "video_first": (1, 10**7),
+    "video_last": (0, 10**7),
+    "video_step": (0, 1000),
+    "video_fps": (0, 1000),
+    "video_start": (-(10**6), 10**6),
+    "elevation": (-30, 60),
+}
+"""The same of the fields that only a video has."""
 DEVICES = ("auto", "cpu", "cuda", "mps")  # a ROCm build of torch calls its device "cuda"
 SOURCES = ("objects", "poses", "video")
 TEMPLATES = ("reconstructed", "mesh")
@@ -53,7 +95,7 @@ class Request:
     """Frames a second of the source scene: the result keeps its timing."""
     image_size: int = 512
     """Pixels along each side of every captured view."""
-    rig_views: int = 4
+    rig_views: int = RIG_VIEWS
     """The first views of the capture are the rig that the networks see; the others serve geometry and texture."""
     views: int = 12
     """Captured views in all."""
@@ -95,6 +137,15 @@ class Request:
     elevation: float = 20.0
     """Degrees by which the clip's camera looks down on the object."""
     protocol: int = protocol.VERSION
+
+    @classmethod
+    def for_quality(cls, quality: str, **fields) -> Request:
+        """A request with the sizes of one of `QUALITIES`, and the given fields. Raises LimError bad_request."""
+        if quality not in QUALITIES:
+            raise LimError("bad_request", f"“{quality}” is not a quality.", f"Use {', '.join(QUALITIES)}.")
+        chosen = QUALITIES[quality]
+        sizes = {name: getattr(chosen, name) for name in ("image_size", "views", "texture_size", "template_faces")}
+        return cls(**{**sizes, **fields})
 
     def frames(self) -> list[float]:
         """Every frame of the result, in order; keyframe k is entry `entry(k)`."""
@@ -158,22 +209,7 @@ def check(request: Request) -> None:
             )
     if request.max_keys == 1:
         raise LimError("bad_request", "One shape key cannot hold a motion.", "Allow two or more, or 0 for all frames.")
-    limits = {
-        "inbetweens": (0, 1000),
-        "last_inbetweens": (-1, 1000),
-        "max_keys": (0, 10**6),
-        "image_size": (32, 4096),
-        "rig_views": (1, 64),
-        "views": (request.rig_views, 256),
-        "template_faces": (100, 2_000_000),
-        "texture_size": (16, 16384),
-        "smoothness": (0, 1),
-        "fps": (1e-3, 1e6),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(request, field)
-        if not (low <= value <= high):
-            raise LimError("bad_request", f"{field} is {value}, but must lie between {low} and {high}.")
+    _check_limits(request, {**LIMITS, "views": (request.rig_views, LIMITS["views"][1])})
     matrix = request.world_to_model
     if len(matrix) != 4 or any(len(row) != 4 for row in matrix) or not all(math.isfinite(x) for r in matrix for x in r):
         raise LimError("bad_request", "world_to_model is not a 4×4 matrix of finite numbers.")
@@ -190,23 +226,19 @@ def check(request: Request) -> None:
         )
 
 
+def _check_limits(request: Request, limits: dict[str, tuple[float, float]]) -> None:
+    for field, (low, high) in limits.items():
+        value = getattr(request, field)
+        if not (low <= value <= high):
+            raise LimError("bad_request", f"{field} is {value}, but must lie between {low} and {high}.")
+
+
 def _check_video(request: Request) -> None:
     if not request.video:
         raise LimError("bad_request", "No video is named.", "Choose a film or a folder of pictures.")
     if request.template == "mesh":
         raise LimError("bad_request", "A video cannot move a mesh of your own.", "Let the mesh be reconstructed.")
-    limits = {
-        "video_first": (1, 10**7),
-        "video_last": (0, 10**7),
-        "video_step": (0, 1000),
-        "video_fps": (0, 1000),
-        "video_start": (-(10**6), 10**6),
-        "elevation": (-30, 60),
-    }
-    for field, (low, high) in limits.items():
-        value = getattr(request, field)
-        if not (low <= value <= high):
-            raise LimError("bad_request", f"{field} is {value}, but must lie between {low} and {high}.")
+    _check_limits(request, VIDEO_LIMITS)
     if request.video_last and request.video_last <= request.video_first:
         raise LimError(
             "bad_request",

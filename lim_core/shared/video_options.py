@@ -30,21 +30,19 @@ OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--video", default="", help="a film, a folder of pictures, or one picture of a sequence")
-    group.add_argument("--foreground", choices=request.FOREGROUNDS, default="auto")
-    group.add_argument("--quality", choices=tuple(request.QUALITIES), default="standard")
-    group.add_argument("--device", choices=request.DEVICES, default="auto")
+    group.add_argument("--foreground", choices=request.FOREGROUNDS, default=Request.foreground)
+    group.add_argument("--quality", choices=tuple(request.QUALITIES), default=request.QUALITY)
+    group.add_argument("--device", choices=request.DEVICES, default=Request.device)
     for option, (field, kind, words) in OPTIONS.items():
         group.add_argument(option, dest=field, type=kind, help=words)
 
 
 def write_request(args: argparse.Namespace) -> Path:
     """The job folder's request.json as the options say. Raises LimError bad_request."""
-    size, extra, texture_size, faces = request.QUALITIES[args.quality]
     given = {field: getattr(args, field) for field, _, _ in OPTIONS.values() if getattr(args, field) is not None}
-    asked = Request(
-        keyframes=(), source="video", video=os.path.abspath(args.video), foreground=args.foreground, device=args.device,
-        name=Path(args.video).stem or "LIM", image_size=size, views=4 + extra, texture_size=texture_size,
-        template_faces=faces, **given,
+    asked = Request.for_quality(
+        args.quality, keyframes=(), source="video", video=os.path.abspath(args.video), foreground=args.foreground,
+        device=args.device, name=Path(args.video).stem or Request.name, **given,
     )  # fmt: skip
     Path(args.job).mkdir(parents=True, exist_ok=True)
     return request.write(asked, args.job)

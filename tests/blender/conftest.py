@@ -40,7 +40,7 @@ else:
     @pytest.fixture
     def small(monkeypatch):
         """Captures of 64² pixels and the rig alone."""
-        monkeypatch.setitem(request.QUALITIES, "draft", (64, 0, 64, 500))
+        monkeypatch.setitem(request.QUALITIES, "draft", request.Quality(64, 0, 64, 500))
 
     @pytest.fixture
     def addon():

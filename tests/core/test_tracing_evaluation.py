@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for name in request.QUALITIES:
-        monkeypatch.setitem(request.QUALITIES, name, (SIZE, 2, 64, 300))
+        monkeypatch.setitem(request.QUALITIES, name, request.Quality(SIZE, 2, 64, 300))
     monkeypatch.setattr(tracking, "CHAMFER_SAMPLES", 2000)
 
 

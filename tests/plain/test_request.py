@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 from lim_core.shared import protocol, request  # noqa: E402
 from lim_core.shared.errors import LimError  # noqa: E402
 
@@ -119,3 +120,36 @@ def test_every_field_survives_json():
     data = json.loads(request.to_json(GOOD))
     assert set(data) == {field.name for field in dataclasses.fields(request.Request)}
     assert request.from_json(json.dumps(data)) == GOOD
+
+
+def test_a_quality_gives_the_sizes_and_leaves_the_rest():
+    plain = request.Request(keyframes=(1.0, 2.0))
+    draft = request.Request.for_quality("draft", keyframes=(1.0, 2.0))
+    assert (draft.image_size, draft.views, draft.texture_size, draft.template_faces) == (256, 8, 512, 4000)
+    sizes = {name: getattr(plain, name) for name in ("image_size", "views", "texture_size", "template_faces")}
+    assert dataclasses.replace(draft, **sizes) == plain
+    assert request.Request.for_quality(request.QUALITY, keyframes=(1.0, 2.0)) == plain, "the defaults are a quality too"
+    assert request.Request.for_quality("high", keyframes=(), texture_size=64).texture_size == 64
+    for name in request.QUALITIES:
+        request.check(request.Request.for_quality(name, keyframes=(1.0, 2.0)))
+    with pytest.raises(LimError, match="“superb” is not a quality") as told:
+        request.Request.for_quality("superb", keyframes=(1.0, 2.0))
+    assert told.value.code == "bad_request" and "draft, standard, high" in told.value.hint
+
+
+def test_every_limit_is_of_a_field_and_holds():
+    clip = request.Request(keyframes=(), source="video", video="a.mp4")
+    scene = request.Request(keyframes=(1.0, 2.0))
+    for limits, asked in ((request.LIMITS, scene), (request.VIDEO_LIMITS, clip)):
+        for field, (low, high) in limits.items():
+            assert low <= getattr(asked, field) <= high
+            for value in (low - 1, high + 1):
+                with pytest.raises(LimError, match=f"{field} is {value}"):
+                    request.check(dataclasses.replace(asked, **{field: value}))
+
+
+def test_the_installer_offers_the_same_qualities():
+    """Its Python may lack numpy, which request.py needs: so it lists them itself."""
+    text = (ROOT / "install" / "__main__.py").read_text(encoding="utf-8")
+    assert f"choices=({', '.join(f'{chr(34)}{name}{chr(34)}' for name in request.QUALITIES)})" in text
+    assert f'"--inbetweens", type=int, default={request.Request.inbetweens},' in text
