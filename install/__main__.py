@@ -93,8 +93,9 @@ def parser() -> argparse.ArgumentParser:
         "--blender", default=blender.DEFAULT_WHEEL, metavar="4.2,4.5,5.0", help="bpy wheels to test with"
     )
     command.add_argument(
-        "--layer", default="style,plain,core,blender", metavar="LAYERS", help="some of style,plain,core,blender"
-    )
+        "--layer", default="style,plain,core,blender", metavar="LAYERS",
+        help="some of style,plain,core,blender; style is rules,form,types",
+    )  # fmt: skip
     command.add_argument("--wheels", default="", metavar="DIR", help="install from this folder, without a network")
     command.add_argument(
         "--processors", nargs="?", const="all", default="", choices=("all", "pair"),

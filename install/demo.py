@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import blender
 import environment
 import locations
 from environment import say
-from lim_core.shared import protocol
+from lim_core.shared import files, protocol
 from lim_core.shared.errors import LimError, from_os_error
 
 RESULTS = {
@@ -106,9 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = json.loads(report_path.read_text(encoding="utf-8"))
     seconds["total"] = round(time.monotonic() - began, 1)
     report["steps"] = seconds
-    temporary = report_path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, report_path)
+    files.write_text(report_path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     _tell(out, report, seconds)
     return protocol.EXIT_RESULT
 

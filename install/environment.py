@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import locations
 import problems
+from lim_core.shared import files
 from lim_core.shared.errors import LimError, from_os_error
 
 # What would make pip or Python look, or install, somewhere else.
@@ -252,6 +254,7 @@ class Environment:
             )
         except OSError as error:
             raise from_os_error(error, f"starting pip for {self.what}") from error
+        assert process.stdout is not None  # a pipe
         with process:
             try:
                 for line in process.stdout:
@@ -296,7 +299,7 @@ class Environment:
 
     def remove(self, package: str) -> None:
         """Uninstall one package, if it is there."""
-        command = [self.python, "-I", "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", package]
+        command = [str(self.python), "-I", "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", package]
         subprocess.run(command, capture_output=True, env=clean_variables())
 
     def finish(self, locks: list[str], **facts) -> None:
@@ -307,10 +310,8 @@ class Environment:
             **facts,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        temporary = self.stamp_path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.stamp_path)
+            files.write_text(self.stamp_path, json.dumps(stamp, indent=1) + "\n")
         except OSError as error:
             raise from_os_error(error, f"finishing {self.what}") from error
 
@@ -331,8 +332,10 @@ def lock_blocks(text: str) -> list[str]:
 def damaged_distributions(environment: Path) -> list[Path]:
     """The `.dist-info` folders whose package does not have all its files in their full size."""
     packages = locations.site_packages_of(environment)
+    if packages is None:
+        return []
     damaged = []
-    for info in sorted(packages.glob("*.dist-info")) if packages else ():
+    for info in sorted(packages.glob("*.dist-info")):
         try:
             with open(info / "RECORD", encoding="utf-8", newline="") as stream:
                 rows = list(csv.reader(stream))
@@ -345,7 +348,7 @@ def damaged_distributions(environment: Path) -> list[Path]:
             whole = False
         if not whole:
             damaged.append(info)
-    for left in packages.glob("~*") if packages else ():  # what pip moved aside when it was stopped
+    for left in packages.glob("~*"):  # what pip moved aside when it was stopped
         shutil.rmtree(left, ignore_errors=True)
     return damaged
 
@@ -360,36 +363,20 @@ def exclusive():
     home = locations.home()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        stream = open(home / ".lock", "a+b")
+        try:
+            lock = files.Lock(home / ".lock")
+        except BlockingIOError:
+            say("  another installation is running; waiting for it")
+            lock = files.Lock(home / ".lock", patience=math.inf)
     except OSError as error:
         raise from_os_error(error, "installing") from error
     global _held
-    with stream:
-        if not _try_lock(stream):
-            say("  another installation is running; waiting for it")
-            while not _try_lock(stream):
-                time.sleep(0.5)
-        _held = () if os.name == "nt" else (stream.fileno(),)
-        try:
-            yield
-        finally:
-            _held = ()
-
-
-def _try_lock(stream) -> bool:
+    _held = () if os.name == "nt" else (lock.file.fileno(),)
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield
+    finally:
+        _held = ()
+        lock.release()
 
 
 def _shortened(line: str) -> str:

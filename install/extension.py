@@ -32,7 +32,9 @@ LARGEST = 200e6
 def manifest_version() -> str:
     """The version in blender_manifest.toml (Python 3.10 has no reader for TOML)."""
     text = (locations.ROOT / "blender_manifest.toml").read_text(encoding="utf-8")
-    return re.search(r'^version\s*=\s*"([^"]+)"', text, re.MULTILINE)[1]
+    found = re.search(r'^version\s*=\s*"([^"]+)"', text, re.MULTILINE)
+    assert found is not None  # tests/plain holds the versions against each other
+    return found[1]
 
 
 def run(out: str) -> int:
@@ -66,6 +68,7 @@ def tool() -> list[str]:
     if not found.module:
         return [str(found.executable), "--command", "extension"]
     packages = locations.site_packages_of(found.executable.parents[1])
+    assert packages is not None  # the bpy wheel lies there
     scripts = sorted(packages.glob("bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py"))
     if not scripts:
         raise LimError("blender_missing", "This Blender has no tool for extensions.", "Install Blender 4.2 or newer.")

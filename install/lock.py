@@ -119,6 +119,11 @@ CORE_TESTS = """
     trimesh==5.2.0
     manifold3d==3.5.4
     ruff==0.17.6
+    mypy==2.4.1
+    mypy-extensions==1.2.0
+    pathspec==1.1.1
+    librt==0.17.0
+    ast-serialize==0.13.1
 """
 TRAINING = """
     manifold3d==3.5.4
@@ -331,7 +336,7 @@ def lock_text(index: Index, pins: str, pythons) -> str:
                     markers.append(f'python_version >= "{lowest}"')
                 if highest != pythons[-1]:
                     markers.append(f'python_version <= "{highest}"')
-            sizes = {}
+            sizes: dict[str, int] = {}
             for entry in files:
                 for platform in platforms(entry["filename"]):
                     if entry["size"] and "+" not in entry["filename"]:

@@ -19,6 +19,7 @@ import backend
 import blender
 import environment
 import locations
+import type_check
 from environment import say
 from lim_core.shared import protocol
 
@@ -26,7 +27,9 @@ from lim_core.shared import protocol
 _RUNNER = (
     "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
 )
-LAYERS = ("style", "plain", "core", "blender")
+STYLE = ("rules", "form", "types")
+"""What the layer `style` stands for: ruff's rules, ruff's form, and the type gate (type_check.py)."""
+LAYERS = (*STYLE, "plain", "core", "blender")
 NUMERIC = (
     "arap", "between", "contacts", "evidence", "fit", "networks", "observation", "one_job", "point_motion", "reduction", "registration",
     "remesh", "render", "steady", "surface", "texture", "trace",
@@ -34,7 +37,7 @@ NUMERIC = (
 """Files of tests/core whose outcome hangs on how a processor rounds."""
 QUICK = ("arap", "between", "evidence", "networks", "registration", "remesh", "surface", "trace")
 """Those of them that CI runs twice."""
-KERNELS = (
+KERNELS: tuple[dict[str, str], ...] = (
     {},
     {"OPENBLAS_CORETYPE": "Haswell"},
     {"OPENBLAS_CORETYPE": "SkylakeX"},
@@ -63,7 +66,7 @@ class Run:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code: 0 if every run passed, 1 if one did not, 2 for an unknown layer or version."""
-    layers = [name for name in arguments.layer.split(",") if name]
+    layers = [part for name in arguments.layer.split(",") if name for part in (STYLE if name == "style" else (name,))]
     versions = [name for name in arguments.blender.split(",") if name]
     for name, known in [(name, LAYERS) for name in layers] + [(name, blender.WHEELS) for name in versions]:
         if name not in known:
@@ -80,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     for layer in LAYERS:
         if layer not in layers:
             continue
-        if layer == "style":
-            outcomes.append(_style(python))
+        if layer in STYLE:
+            outcomes.append(_style(layer, python))
             continue
         options = [f"--durations={SLOWEST}", str(locations.ROOT / "tests" / layer), *arguments.pytest]
         if layer != "blender":
@@ -100,14 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if any(failed for *_, failed in outcomes) or not outcomes else 0
 
 
-def _style(python: Path) -> tuple[str, str, float, bool]:
-    """ruff's rules and its form, over everything: one row of the outcomes."""
-    say("\n==== style")
+def _style(part: str, python: Path) -> tuple[str, str, float, bool]:
+    """One of STYLE, over everything: its row of the outcomes."""
+    say(f"\n==== {part}")
     started = time.monotonic()
-    ruff = [str(python), "-m", "ruff"]
-    commands = ([*ruff, "check", "--no-cache", "."], [*ruff, "format", "--no-cache", "--check", "."])
-    failed = any([subprocess.call(command, cwd=locations.ROOT) for command in commands])
-    return "style", "FAILED (ruff)" if failed else "passed", time.monotonic() - started, failed
+    if part == "types":
+        failed = not type_check.run(python)
+    else:
+        options = ["check"] if part == "rules" else ["format", "--check"]
+        failed = bool(subprocess.call([str(python), "-m", "ruff", *options, "--no-cache", "."], cwd=locations.ROOT))
+    return part, "FAILED" if failed else "passed", time.monotonic() - started, failed
 
 
 def pytest_command(python: Path, *options: str) -> list[str]:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"“{argv[0]}” is not a command; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return protocol.EXIT_USAGE
-    name = LOOPS.get(tuple(argv[:2])) or COMMANDS[argv[0]][0]
+    name = LOOPS.get((argv[0], argv[1] if len(argv) > 1 else "")) or COMMANDS[argv[0]][0]
     try:
         module = importlib.import_module(f".{name}", __package__)
         return module.main(argv[1:]) or 0

@@ -92,7 +92,7 @@ class Command:
         self.stopped = False
         self._lines: collections.deque[str] = collections.deque(maxlen=12)
         options: dict = {}
-        if os.name == "nt":
+        if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW
         else:
             options["start_new_session"] = True  # pip's own children are stopped with it
@@ -141,6 +141,7 @@ class Command:
             pass  # it has ended by itself
 
     def _read(self) -> None:
+        assert self._process.stdout is not None  # a pipe
         for line in self._process.stdout:
             self._lines.append(line.decode("utf-8", "replace").rpartition("\r")[2].strip()[:200])
         self._process.stdout.close()

@@ -14,7 +14,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from ...lim_core.shared import protocol
+from ...lim_core.shared import files, protocol
 from ...lim_core.shared.errors import LimError, from_os_error
 
 LOCK_FILE = "in_use.lock"
@@ -38,41 +38,25 @@ def name_for(blend: str, *identity: object) -> str:
     return f"{stem}-{digest}"
 
 
-class Lock:
-    """Keeps a second job out of a folder; the system lets go of it when the process ends, however it ends."""
+def lock(folder: Path) -> files.Lock:
+    """Keep a second job out of a folder, and take away what a killed one left unfinished.
 
-    def __init__(self, folder: Path):
-        self._file = open(folder / LOCK_FILE, "a+b")
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                self._file.seek(0)
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            if error.errno in (11, 13, 35, 36):  # someone else holds it (EAGAIN, EACCES, macOS's EAGAIN, EDEADLOCK)
-                raise BlockingIOError(error.errno, "in use", str(folder)) from None
-            self._file = None  # a network folder without locks: nobody can be kept out
-
-    def release(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
+    Raises BlockingIOError if a job is running in it.
+    """
+    held = files.Lock(folder / LOCK_FILE)
+    for place in (folder, folder / protocol.CAPTURE_FOLDER):
+        files.clear_leftovers(place)
+    return held
 
 
-def open_folder(parent: Path, name: str) -> tuple[Path, Lock]:
+def open_folder(parent: Path, name: str) -> tuple[Path, files.Lock]:
     """Make and lock the job folder, or its neighbour `name-2`, … if another job is running in it."""
     try:
         for number in range(1, 100):
             folder = parent / (name if number == 1 else f"{name}-{number}")
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                return folder, Lock(folder)
+                return folder, lock(folder)
             except BlockingIOError:
                 continue
     except OSError as error:
@@ -96,9 +80,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 def write_json(path: Path, data: object) -> None:
     """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def capture_key(spec: dict, fingerprint: object) -> str:
@@ -195,11 +177,10 @@ def clear(parent: Path) -> tuple[int, int]:
         if not is_job(folder):
             continue
         try:
-            lock = Lock(folder)
+            lock(folder).release()
         except OSError:
             kept += 1
             continue
-        lock.release()
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             kept += 1

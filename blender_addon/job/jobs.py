@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bpy
 
-from ...lim_core.shared import protocol, request
+from ...lim_core.shared import files, protocol, request
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
 from .. import ids
 from . import backend, capturing, job_folders, worker
@@ -90,7 +90,7 @@ class Job:
         self._on_event = on_event or (lambda event: None)
         self._cancelled = False
         self._child: worker.Worker | None = None
-        self._lock: job_folders.Lock | None = None
+        self._lock: files.Lock | None = None
         self._stage: tuple[str, float] | None = None
         self._began = time.monotonic()
 
@@ -203,7 +203,7 @@ class Job:
             folder = parent / name
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self.folder, self._lock = folder, job_folders.Lock(folder)
+                self.folder, self._lock = folder, job_folders.lock(folder)
             except BlockingIOError:
                 raise LimError(
                     "read_only", f"Another job is running in “{folder}”.", "Wait for it to end, or name another folder."

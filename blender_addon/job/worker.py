@@ -14,9 +14,11 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from ...lim_core.shared import protocol
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
@@ -84,14 +86,14 @@ class Worker:
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._log_lock = threading.Lock()
         self._log_left = LONGEST_LOG
-        self._log_file = None
+        self._log_file: IO[bytes] | None = None
         try:
             self._log_file = open(self.job / protocol.LOG_FILE, "ab", buffering=0)
         except OSError as error:
             raise from_os_error(error, "opening the job's log") from error
         self._log(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {role}: {' '.join(_shorten(command))}")
         options: dict = {}
-        if os.name == "nt":
+        if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
             if modest:
                 options["creationflags"] |= subprocess.BELOW_NORMAL_PRIORITY_CLASS
@@ -123,9 +125,12 @@ class Worker:
                 os.setpriority(os.PRIO_PROCESS, self.process.pid, 10)
             except OSError:
                 pass  # it has ended already, which the readers report
+        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        assert stdin is not None and stdout is not None and stderr is not None  # pipes, all three
+        self._stdin = stdin
         self._readers = [
-            threading.Thread(target=self._read_events, name="lim-events", daemon=True),
-            threading.Thread(target=self._read_log, name="lim-log", daemon=True),
+            threading.Thread(target=self._read_events, args=(stdout,), name="lim-events", daemon=True),
+            threading.Thread(target=self._read_log, args=(stderr,), name="lim-log", daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -185,7 +190,7 @@ class Worker:
             self._ended_by_us = True
             self.process.kill()
         try:
-            self.process.stdin.close()
+            self._stdin.close()
         except OSError:
             pass  # the child closed its end first
         try:
@@ -247,15 +252,15 @@ class Worker:
 
     def _send(self, line: str) -> None:
         try:
-            self.process.stdin.write(line.encode("ascii") + b"\n")
+            self._stdin.write(line.encode("ascii") + b"\n")
         except (OSError, ValueError):
             pass  # it is gone or has closed its ears; the deadline deals with it
 
-    def _read_events(self) -> None:
+    def _read_events(self, stdout: IO[bytes]) -> None:
         pending, skipping = bytearray(), False
         while True:
             try:
-                block = self.process.stdout.read(1 << 16)
+                block = stdout.read(1 << 16)
             except (OSError, ValueError):
                 block = b""
             if not block:
@@ -273,7 +278,7 @@ class Worker:
                 pending, skipping = bytearray(), True
         if pending and not skipping:
             self._take_line(bytes(pending))
-        self.process.stdout.close()
+        stdout.close()
 
     def _take_line(self, line: bytes) -> None:
         if not line.strip():
@@ -285,11 +290,11 @@ class Worker:
         else:
             self._events.put(event)
 
-    def _read_log(self) -> None:
+    def _read_log(self, stderr: IO[bytes]) -> None:
         pending = b""
         while True:
             try:
-                block = self.process.stderr.read(1 << 16)
+                block = stderr.read(1 << 16)
             except (OSError, ValueError):
                 block = b""
             if not block:
@@ -301,7 +306,7 @@ class Worker:
                 pending = b""
         if pending:
             self._log(pending.decode("utf-8", "replace").rstrip()[:2000])
-        self.process.stderr.close()
+        stderr.close()
 
     def _log(self, line: str) -> None:
         data = (line + "\n").encode("utf-8", "replace")

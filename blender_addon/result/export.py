@@ -11,6 +11,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
+from ...lim_core.shared import files
 from ...lim_core.shared.errors import LimError, from_os_error
 from ..source import compat, png
 from . import export_timing, vertex_colours
@@ -54,7 +55,6 @@ def _export_scene(write, timing, object: bpy.types.Object, path: Path) -> list[P
     shown = export_timing.moments(object, object[FRAMES])
     times = shown - shown[0]
     at, faster = timing(times)
-    temporary = path.with_name(f"lim_part_{path.name}")
     scene = bpy.data.scenes.new("LIM export")
     try:
         if faster is not None:
@@ -68,26 +68,27 @@ def _export_scene(write, timing, object: bpy.types.Object, path: Path) -> list[P
         layer.objects.active = object
         window = bpy.context.window
         context = {"scene": scene, "view_layer": layer, "active_object": object, "selected_objects": [object]}
-        with bpy.context.temp_override(**context), compat.quiet_output():
-            if window is not None:
-                window.scene, before = scene, window.scene
-            try:
-                with export_timing.played(object, shown, at):
-                    done = write(temporary)
-            finally:
+        with files.writing_path(path, suffix=path.suffix) as temporary:
+            with bpy.context.temp_override(**context), compat.quiet_output():
                 if window is not None:
-                    window.scene = before
-        if "FINISHED" not in done or not temporary.is_file():
-            raise LimError("internal", f"Blender's exporter wrote no “{path.name}”.", "Blender's console says more.")
-        if faster is None:
-            rate = home.render.fps / home.render.fps_base
-            export_timing.set_glb_times(temporary, scene.render.fps, times / rate)
-        os.replace(temporary, path)
+                    window.scene, before = scene, window.scene
+                try:
+                    with export_timing.played(object, shown, at):
+                        done = write(temporary)
+                finally:
+                    if window is not None:
+                        window.scene = before
+            if "FINISHED" not in done or not temporary.stat().st_size:
+                raise LimError(
+                    "internal", f"Blender's exporter wrote no “{path.name}”.", "Blender's console says more."
+                )
+            if faster is None:
+                rate = home.render.fps / home.render.fps_base
+                export_timing.set_glb_times(temporary, scene.render.fps, times / rate)
     except (RuntimeError, AttributeError) as error:  # the exporter's own report, or a Blender built without it
         raise LimError("internal", f"Blender's exporter failed: {str(error).strip()}", "") from error
     finally:
         bpy.data.scenes.remove(scene)
-        temporary.unlink(missing_ok=True)
     return [path]
 
 
@@ -181,9 +182,8 @@ def _export_pc2(object: bpy.types.Object, path: Path) -> list[Path]:
 
     positions = _y_up(_whole_frames(object))
     head = struct.pack("<12siiffi", b"POINTCACHE2\0", 1, positions.shape[1], 0.0, 1.0, len(positions))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(head + positions.astype("<f4").tobytes())
-    os.replace(temporary, path)
+    with files.writing(path) as file:
+        file.write(head + positions.astype("<f4").tobytes())
     beside = path.with_name(f"{path.stem}_lim.obj")
     _write_obj(object.data, beside, positions[0], beside.stem)
     return [path, beside, *_write_material(object.data, beside)]

@@ -20,7 +20,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from ...lim_core.shared import cameras, protocol
+from ...lim_core.shared import cameras, files, protocol
 from ...lim_core.shared.errors import Cancelled, LimError, from_os_error
 from . import compat, mesh_swaps, png, rendered
 from .evaluated import Proxy, bake, coordinates, evaluated_template, evaluation, triangles, without_vanished
@@ -203,10 +203,8 @@ def _make_folder(job: Path) -> None:
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
     def write(path: Path) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        with files.writing(path) as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
 
     _guarded(path, write)
 

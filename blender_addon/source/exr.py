@@ -15,7 +15,7 @@ import numpy as np
 
 _MAGIC = 20000630
 _TILED, _MULTI_PART = 0x200, 0x1000
-_SAMPLES = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
+_SAMPLES: dict[int, np.dtype] = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -79,7 +79,8 @@ def _header(data: bytes, at: int) -> tuple[dict, int]:
 
 
 def _channel_list(value: bytes) -> list[tuple[str, np.dtype]]:
-    found, at = [], 0
+    found: list[tuple[str, np.dtype]] = []
+    at = 0
     while value[at] != 0:
         name, at = _text(value, at)
         found.append((name, _SAMPLES[struct.unpack_from("<i", value, at)[0]]))

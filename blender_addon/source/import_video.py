@@ -12,11 +12,12 @@ from pathlib import Path
 
 import bpy
 
+from ...lim_core.shared.video_options import CLIP_PICTURES
 from ..job import job_folders
 from . import clip_camera
 
 MOVIES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ogv")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr")
+"""Suffixes of the films that may be dropped into Blender's window."""
 
 
 def describe(path: str) -> str:
@@ -25,7 +26,7 @@ def describe(path: str) -> str:
         return ""
     file = Path(path)
     if file.is_dir():
-        count = sum(found.suffix.lower() in PICTURES for found in file.iterdir())
+        count = sum(found.suffix.lower() in CLIP_PICTURES for found in file.iterdir())
         return f"{count} pictures" if count else "There are no pictures in this folder."
     if not file.is_file():
         return "There is no such file."
@@ -40,7 +41,7 @@ def describe(path: str) -> str:
         if not (width * height and clip.frame_duration > 0):
             return "Blender cannot decode it; the backend may."
         size = f"{width} × {height}"
-        if file.suffix.lower() in PICTURES:
+        if file.suffix.lower() in CLIP_PICTURES:
             names = [Path(found).name for found in job_folders.sequence(file)]
             numbered = clip_camera.first_of_sequence(names) is not None
             return f"{len(names)} pictures, {size}" if numbered and len(names) > 1 else f"One picture, {size}"

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
+
+from ...lim_core.shared import files
 
 
 def write(path: str | os.PathLike, pixels: np.ndarray) -> None:
@@ -24,13 +25,10 @@ def write(path: str | os.PathLike, pixels: np.ndarray) -> None:
     filtered[0, 1:] = lines[0]
     np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
     size = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with files.writing(path) as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         for kind, body in ((b"IHDR", size), (b"IDAT", zlib.compress(filtered.tobytes(), 4)), (b"IEND", b"")):
             file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
-    os.replace(temporary, path)
 
 
 def encode_srgb(linear: np.ndarray) -> np.ndarray:

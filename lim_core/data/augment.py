@@ -96,11 +96,13 @@ def mixed_pose(pack: Pack, clip: int, frame: float, other: int, other_frame: flo
     joint = joints(pack)[:, :, None]
     ends = [m[:, :, :3] @ joint + m[:, :, 3:] for m in (first, second)]
     place = ends[0] + weight * (ends[1] - ends[0]) - linear @ joint
+    assert pack.rest is not None and pack.bone_index is not None and pack.bone_weight is not None
     return packs.skin(pack.rest, pack.bone_index, pack.bone_weight, np.concatenate([linear, place], 2))
 
 
 def bone_matrices(pack: Pack, clip: int, frame: float) -> np.ndarray:
     """float64 [B, 3, 4] at a frame of a clip, linear between the stored ones, as `Pack.positions` has it."""
+    assert pack.bones is not None  # it is skinned
     last = pack.frames(clip) - 1
     frame = min(max(float(frame), 0.0), float(last))
     before = min(int(frame), max(last - 1, 0))
@@ -119,6 +121,8 @@ def polar(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def joints(pack: Pack) -> np.ndarray:
     """Where each bone meets the others, at rest [B, 3]: the middle of the vertices that it shares, of all it has if none."""
+    assert pack.rest is not None and pack.bone_index is not None
+    assert pack.bone_weight is not None and pack.bones is not None
     weight = pack.bone_weight / 255.0
     share = weight * (1 - weight) + 1e-6 * weight
     total, place = np.zeros(pack.bones.shape[1]), np.zeros((pack.bones.shape[1], 3))

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..mesh.packs import load
-from ..shared import protocol
+from ..shared import files, protocol
 from ..shared.errors import LimError
 
 SUFFIXES = (".glb", ".gltf", ".fbx", ".blend")
@@ -89,12 +89,10 @@ def read_report(path: Path) -> dict[str, dict]:
 
 
 def write_report(path: Path, rows: dict[str, dict]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with files.writing(path, text=True, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows[name] for name in sorted(rows))
-    os.replace(temporary, path)
 
 
 def run_batch(

@@ -94,7 +94,7 @@ def draw(all_packs: Sequence[Pack], batch: int, options: PairOptions, rng: np.ra
     """A random batch. What moves much is drawn more often, and assets with many clips only somewhat more often."""
     share = np.array([min(pack.clips, 12) ** 0.5 for pack in all_packs])
     share /= share.sum()
-    rows = []
+    rows: list[dict] = []
     while len(rows) < batch:
         row = _drawn(all_packs[rng.choice(len(all_packs), p=share)], options, rng)
         if row is not None:
@@ -214,7 +214,8 @@ def collate(rows: Sequence[dict]) -> Pair:
 
     sides = []
     for side in ("source", "target"):
-        cloud = Cloud(*(stack(side, name) for name in ("place", "normal", "colour")), stack(side, "controls", np.int64))
+        place, normal, colour = (stack(side, name) for name in ("place", "normal", "colour"))
+        cloud = Cloud(place, normal, colour, stack(side, "controls", np.int64))
         sides.append(Side(cloud, stack(side, "other"), stack(side, "way")))
     alpha = torch.from_numpy(np.stack([row["alpha"] for row in rows]))
-    return Pair(*sides, alpha, torch.tensor([row["path"] for row in rows], dtype=torch.float32))
+    return Pair(sides[0], sides[1], alpha, torch.tensor([row["path"] for row in rows], dtype=torch.float32))

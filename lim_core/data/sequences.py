@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 
 from ..mesh import packs, rays
 from ..mesh.packs import Pack
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 from . import augment
 from .augment import Augmentation
@@ -32,7 +31,8 @@ TRIES = 200  # sequences in a row that may fail before the packs are to blame
 
 def moving_window(pack: Pack, rng: np.random.Generator, tries: int = 3) -> tuple[int, np.ndarray]:
     """A clip and `STEPS` stored-frame times in it, 0.3 to 1.2 s long; of a few candidates the one that moves most."""
-    best, best_motion = None, -1.0
+    best: tuple[int, np.ndarray] | None = None
+    best_motion = -1.0
     for _ in range(tries):
         clip = int(rng.integers(pack.clips))
         last = pack.frames(clip) - 1
@@ -45,6 +45,7 @@ def moving_window(pack: Pack, rng: np.random.Generator, tries: int = 3) -> tuple
         motion = max(np.abs(end - first).mean(), np.abs(middle - first).mean()) / extent
         if motion > best_motion:
             best, best_motion = (clip, frames), motion
+    assert best is not None  # of one try or more
     return best
 
 
@@ -160,7 +161,8 @@ def fill(
         target = folder / f"{seed:04d}_{shard:04d}"
         if not (target / "ready").exists():
             rng = np.random.default_rng([seed, shard])
-            rows, failed = [], 0
+            rows: list[dict[str, np.ndarray]] = []
+            failed = 0
             while len(rows) < SHARD:
                 if time.monotonic() > deadline:
                     return done
@@ -171,8 +173,11 @@ def fill(
                 else:
                     pack = loaded[int(rng.integers(len(loaded)))]
                 try:
-                    options = {"augmentation": augmentation, "donors": loaded, "supersample": supersample}
-                    rows.append(render_sequence(pack, size, rng, **options))
+                    rows.append(
+                        render_sequence(
+                            pack, size, rng, augmentation=augmentation, donors=loaded, supersample=supersample
+                        )
+                    )
                     failed = 0
                 except LimError as error:
                     if error.code != "bad_pack":
@@ -198,16 +203,12 @@ def write_shard(target: Path, rows: Sequence[dict[str, np.ndarray]], about: dict
         arrays[name] = np.concatenate([row[name] for row in rows])
     for name in ("bits", "camera_to_world", "intrinsics"):
         arrays[name] = np.stack([row[name] for row in rows])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    files.clear_leftovers(target.parent)
     try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "ready").write_text(json.dumps({**about, "sequences": len(rows)}))
-        shutil.rmtree(target, ignore_errors=True)  # what a crash left there
-        temporary.rename(target)
+        with files.writing_folder(target) as folder:
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array)
+            (folder / "ready").write_text(json.dumps({**about, "sequences": len(rows)}))
     except OSError as error:
         error.filename = error.filename or str(target)
         raise from_os_error(error, "writing the cache") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

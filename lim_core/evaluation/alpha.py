@@ -59,7 +59,8 @@ def evaluate(
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, sheet, skipped = [], [], []
+    rows, sheet = [], []
+    skipped: list[dict] = []
     for span in scenes.evenly(scenes.liveliest_spans(packs_folder, gap, skipped), limit):
         with scenes.skipping(skipped, span.asset):
             measured, images = measure(span, lrm, lim, judge, device)
@@ -160,7 +161,8 @@ def accelerations(positions: np.ndarray, faces: np.ndarray, depths: dict[str, np
     moments, views, size = depths["truth"].shape[:3]
     squared = (1 / (moments - 1)) ** 2
     true = np.diff(points, n=2, axis=0) / squared
-    sizes, errors = {name: [] for name in ("true", *depths)}, {name: [] for name in depths}
+    sizes: dict[str, list[np.ndarray]] = {name: [] for name in ("true", *depths)}
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in depths}
     count = 0
     for view, (pose, lens) in enumerate(zip(*scenes.held_out(size, views))):
         pixels, z = (np.stack(x) for x in zip(*(cameras.project(p, pose, lens) for p in points)))

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..job.artefacts import Fitted
+from ..job.reporter import Silent
 from ..mesh import packs
 from ..networks import checkpoint, perceptual
 from ..networks import device as devices
@@ -161,7 +163,8 @@ def evaluate(
         chosen = [scenes.named_span(packs_folder, name, gap) for name in triplets]
     else:
         chosen = scenes.evenly(scenes.spans(packs_folder, gap, per_clip, skipped), limit)
-    rows, sheet, done, seconds = [], [], [], {}
+    rows, sheet, done = [], [], []
+    seconds: dict[str, float | None] = {}
     for span in chosen:
         with scenes.skipping(skipped, span.asset):
             seen = Triplet(span, size)
@@ -274,8 +277,8 @@ def delivered(seen: Triplet, jobs: Path, weights: str, device) -> tuple[packs.Pa
         texture_size=texture_size, weights=weights, name=seen.span.asset,
     )  # fmt: skip
     asked = tracing.write_job(seen.pack, seen.positions[[0, 2]], job, asked)
-    found = pipeline.run(job, asked, device, tracing.Silent(machine=False))
-    return tracing.painted(found), tracing.in_world(asked, found["fit"]["positions"][1])
+    found = pipeline.run(job, asked, device, Silent())
+    return tracing.painted(found), tracing.in_world(asked, found[Fitted].positions[1])
 
 
 def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:

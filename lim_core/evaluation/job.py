@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from ..job import capture
+from ..job.artefacts import Fitted, Found
 from ..job.capture import Capture
+from ..job.reporter import Silent
 from ..mesh import packs, rays
 from ..networks import device as devices
 from ..shared import request
 from ..shared.request import Request
 from ..stages import pipeline
 from . import metrics, pictures, scenes
-from .tracing import STEP_SECONDS, Silent, painted, texture_psnr, write_job
+from .tracing import STEP_SECONDS, painted, texture_psnr, write_job
 
 KEYFRAMES = 3
 TILE = 320  # pixels of a picture on the sheet
@@ -42,7 +44,8 @@ def evaluate(
         LimError: `bad_pack` where no pack can be run.
     """
     out = Path(out)
-    rows, skipped, sheet = [], [], []
+    rows, sheet = [], []
+    skipped: list[dict] = []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             job = out / "jobs" / path.stem
@@ -50,7 +53,7 @@ def evaluate(
             asked = make_job(packs.load(path), job, weights, inbetweens, faces, texture_size)
             seconds, found = timed(job, asked, device)
             seen = capture.read(job, asked)
-            textured, home = painted(found), int(found["surface"]["home"])
+            textured, home = painted(found), found[Fitted].template.home
             quality = texture_psnr(textured, seen, home)
             rows.append({"asset": path.stem} | seconds | {"texture_psnr_fg": quality})
             metrics.write_rows(out, rows)
@@ -90,17 +93,16 @@ def make_job(pack: packs.Pack, job: Path, weights: str, inbetweens: int, faces: 
     return write_job(pack, pack.model_positions(clip, [start + apart * k for k in range(KEYFRAMES)]), job, asked)
 
 
-def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
+def timed(job: Path, asked: Request, device) -> tuple[dict[str, float], Found]:
     """Seconds of every stage, of the whole (`wall`) and of the processor, and the machine's load before and after; and what
     `pipeline.run` gives."""
     loads = hasattr(os, "getloadavg")
     before = os.getloadavg()[0] if loads else np.nan
     began, used = time.monotonic(), time.process_time()
-    found = pipeline.run(job, asked, device, Silent(machine=False))
+    found = pipeline.run(job, asked, device, Silent())
     wall, cpu = time.monotonic() - began, time.process_time() - used
-    seconds = {stage: float(arrays["seconds"]) for stage, arrays in found.items()}
     after = os.getloadavg()[0] if loads else np.nan
-    return seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}, found
+    return found.seconds | {"wall": wall, "cpu": cpu, "load_before": before, "load_after": after}, found
 
 
 def side_by_side(textured: packs.Pack, seen: Capture, home: int) -> list[np.ndarray]:

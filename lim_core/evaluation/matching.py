@@ -53,7 +53,8 @@ def evaluate(
     root = Path(weights) if weights else checkpoint.BUNDLED
     folder = root if (root / "config.json").is_file() else root / "motion"
     network = checkpoint.load(folder, "motion", device)
-    rows, skipped = [], []
+    rows: list[dict] = []
+    skipped: list[dict] = []
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         pack = packs.load(path)
         length = gap * pack.fps

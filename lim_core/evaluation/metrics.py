@@ -14,6 +14,7 @@ from skimage.metrics import structural_similarity
 
 from ..networks.checkpoint import write_json
 from ..networks.perceptual import Perceptual
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 
 PICTURE = ("psnr", "psnr_fg", "ssim", "lpips")
@@ -118,12 +119,10 @@ def write_rows(out: Path, rows: list[dict]) -> None:
     """results.csv, a row per sample; called after each, so that an interrupted evaluation keeps what it has."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary = out / ".results.csv"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with files.writing(out / "results.csv", text=True, newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-        temporary.replace(out / "results.csv")
     except OSError as error:
         raise from_os_error(error, "writing the results") from error
 

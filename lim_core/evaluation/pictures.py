@@ -135,7 +135,7 @@ def curves(path: Path, alphas: list[float], panels: dict[str, dict[str, list[flo
         raise from_os_error(error, "writing a picture") from error
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     while text and font.getlength(text) > MARGIN - 12:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
     return text

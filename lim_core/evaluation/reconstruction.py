@@ -18,6 +18,7 @@ from ..job.capture import Capture
 from ..mesh import packs, rays, surface
 from ..networks import checkpoint, perceptual, triplane
 from ..networks import device as devices
+from ..networks.images import Views
 from ..shared import cameras
 from ..shared.errors import LimError
 from ..stages.of_mesh import TEMPLATE_GRID
@@ -46,7 +47,9 @@ def evaluate(
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     twin = checkpoint.load(folders["lrm-xyz"], "lrm-xyz", device)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, skipped, sheet, seconds = [], [], [], {}
+    rows, sheet = [], []
+    skipped: list[dict] = []
+    seconds: dict[str, float | None] = {}
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             pack = packs.load(path)
@@ -59,7 +62,7 @@ def evaluate(
                 f"{path.stem}: " + " ".join(f"{k}={v:.3g}" for k, v in row.items() if isinstance(v, float)), flush=True
             )
     scenes.need_any(rows, skipped, packs_folder)
-    summary = {name: metrics.mean(rows, name) for name in (*NAMES, "chamfer", "canonical_error")}
+    summary: dict[str, object] = {name: metrics.mean(rows, name) for name in (*NAMES, "chamfer", "canonical_error")}
     summary |= {
         "scenes": len(rows),
         "no_depth": {name: metrics.mean(rows, f"no_depth_{name}") for name in NAMES},
@@ -73,7 +76,7 @@ def evaluate(
     return summary
 
 
-def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.ndarray], object]:
+def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.ndarray], Views]:
     """The row of a pack, the pictures of its line in the contact sheet, and the views that the networks saw."""
     size = lrm.config.image_size
     clip, frame = scenes.liveliest(pack)

@@ -150,7 +150,7 @@ def liveliest(pack: Pack, frames: float = 1.0) -> tuple[int, float]:
     """
 
     def moves(clip: int) -> float:
-        steps: Sequence[float] = np.linspace(0, pack.frames(clip) - 1, 5)
+        steps = np.linspace(0, pack.frames(clip) - 1, 5)
         first = pack.positions(clip, 0)
         return max(float(np.abs(pack.positions(clip, s) - first).mean()) for s in steps)
 
@@ -216,4 +216,5 @@ def render(
         render_image(decoder, triplane, c, k, size, samples=SAMPLES, background=background, busy=busy)
         for c, k in zip(camera, intrinsics)
     ]
-    return tuple(torch.stack(parts).cpu().numpy() for parts in zip(*seen))
+    content, depth, mask = (torch.stack(parts).cpu().numpy() for parts in zip(*seen))
+    return content, depth, mask

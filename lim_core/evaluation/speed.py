@@ -40,7 +40,7 @@ def of_reconstruction(lrm: LRM, views: Views) -> dict[str, float | None]:
     def mesh() -> None:
         surface.marching_cubes(triplane.density_grid(lrm.decoder, planes, TEMPLATE_GRID).cpu().numpy(), SURFACE_LEVEL)
 
-    found = {
+    found: dict[str, float | None] = {
         "reconstruct": timed(where, lambda: lrm(views), REPEATS),
         "render_256": timed(
             where, lambda: render_image(lrm.decoder, planes, camera, intrinsics, PICTURE, samples=SAMPLES), REPEATS

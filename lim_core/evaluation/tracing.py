@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from ..job import capture, drawn, result
+from ..job import artefacts, capture, drawn
+from ..job.artefacts import Artefact, Fitted, Found, Surfaces, Template, Textured
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..job.state import State, code_key, key_of
 from ..mesh import packs, rays
 from ..mesh.packs import Pack
@@ -73,7 +74,9 @@ def evaluate(
     """
     out = Path(out)
     judge = perceptual.load(lpips).to(device) if lpips else None
-    rows, skipped, sheet, exhibits, classes = [], [], [], [], {name: [] for name in ROWS}
+    rows, sheet, exhibits = [], [], []
+    skipped: list[dict] = []
+    classes: dict[str, list] = {name: [] for name in ROWS}
     for path in scenes.evenly(packs.list_packs(packs_folder), limit):
         with scenes.skipping(skipped, path.stem):
             sequence = Sequence.liveliest(packs.load(path), every)
@@ -187,56 +190,51 @@ def write_job(pack: Pack, keyframes: np.ndarray, job: Path, asked: Request) -> R
     if (job / protocol.REQUEST_FILE).is_file() and request.read(job) == asked:
         return asked
     camera_to_world, intrinsics = cameras.job_cameras(asked.image_size, asked.views)
-    for k, positions in enumerate(packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32)):
+    rgba, depth = [], []
+    for positions in packs.transform(to_model, keyframes) - origins[:, None].astype(np.float32):
         seen = rays.render(pack, positions, camera_to_world, intrinsics, asked.image_size)
-        for v in range(asked.views):
-            result.save_image(job / protocol.image_file(k, v), seen.rgba[v])
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=seen.depth_planar)
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
+        rgba.append(seen.rgba)
+        depth.append(seen.depth_planar)
+    Capture(np.stack(rgba), np.stack(depth), camera_to_world, intrinsics, asked.rig_views).write(job)
     request.write(asked, job)
     return asked
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-class Silent(Reporter):
-    """Tells nobody."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alternative(Artefact):
+    """Where another way than the job's carries the template, at every frame: row `register` from the first keyframe's origin, the others
+    from each frame's own."""
 
-    def event(self, name: str, **fields) -> None:
-        pass
+    positions: Float[np.ndarray, "T V 3"]
 
 
-def traced(
-    job: Path, asked: Request, seen: Capture, device
-) -> tuple[dict[str, tuple[np.ndarray, float]], dict[str, dict]]:
+def traced(job: Path, asked: Request, seen: Capture, device) -> tuple[dict[str, tuple[np.ndarray, float]], Found]:
     """Every row's positions [T, V, 3] at `asked.frames()`, in the job's world, and the seconds that they took, and what the job's
-    stages left.
+    stages found.
 
     Rows are kept beside the stages, under the hash of code and capture.
     """
-    reporter = Silent(machine=False)
+    reporter = Silent()
     found = pipeline.run(job, asked, device, reporter)
-    seconds = {stage: float(found[stage]["seconds"]) for stage in found}
-    folders = checkpoint.folders(asked.weights)
-    template, surfaces = found["surface"], found["canonical"]
+    seconds, folders = found.seconds, checkpoint.folders(asked.weights)
+    fitted, surfaces = found[Fitted], found[Surfaces]
+    template = fitted.template
     networks = seconds["surface"] + seconds["reconstruct"] + seconds["canonical"]
     functions = {
         "nn": lambda: nearest(asked, seen, template, folders, device),
-        "lim": lambda: of_mesh.trace_template(asked, template, surfaces, reporter, rigid=False),
-        "register": lambda: of_mesh.fit_capture(asked, seen, template, None, None, reporter),
+        "lim": lambda: of_mesh.trace_template(asked, template, surfaces, reporter, rigid=False).positions,
+        "register": lambda: of_mesh.fit_capture(asked, seen, template, None, fitted.traced, reporter).positions,
     }
     state = State(job)
     key = key_of(code_key("evaluation.tracing"), capture.fingerprint(job), dataclasses.asdict(asked))
     rows = {}
     for name, function in functions.items():
-        kept = state.load(f"row_{name}", key)
-        if kept is None:
-            started = time.monotonic()
-            kept = {"positions": function()["positions"]}
-            kept["seconds"] = np.array(time.monotonic() - started)
-            state.keep(f"row_{name}", key, kept)
-        rows[name] = (kept["positions"], float(kept["seconds"]))
-    rows["lim_arap"] = (found["trace"]["positions"], seconds["trace"])
-    rows["lim_fit"] = (found["fit"]["positions"], seconds["trace"] + seconds["fit"])
+        stage = f"row_{name}"
+        row = artefacts.obtain(state, stage, Alternative, key, lambda function=function: Alternative(function()))
+        rows[name] = (row.positions, state.seconds[stage])
+    rows["lim_arap"] = (fitted.traced.positions, seconds["trace"])
+    rows["lim_fit"] = (fitted.positions, seconds["trace"] + seconds["fit"])
     for name in ("nn", "lim", "lim_arap"):  # each frame from its own origin
         rows[name] = (request.placed(asked, rows[name][0]), rows[name][1])
     before = {name: networks if name.startswith("lim") else seconds["surface"] for name in ROWS}
@@ -249,13 +247,12 @@ def in_world(asked: Request, positions: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[str, np.ndarray]:
-    """Row `nn`: on the surfaces of the interpolated triplanes, at every frame."""
+def nearest(asked: Request, seen: Capture, template: Template, folders, device) -> np.ndarray:
+    """Row `nn`, [T, V, 3]: on the surfaces of the interpolated triplanes, at every frame."""
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
-    vertices = template["vertices"]
-    home = asked.entry(int(template["home"]))
-    surfaces = []
+    vertices, home = template.vertices, asked.entry(template.home)
+    surfaces: list[tuple[np.ndarray, np.ndarray]] = []
     for planes in of_networks.interpolated(asked, seen, lrm, lim, device, anchored=False):
         if len(surfaces) == home:
             colours = lrm.decoder(planes, torch.from_numpy(vertices).to(device)[None])[1][0].cpu().numpy()
@@ -265,21 +262,20 @@ def nearest(asked: Request, seen: Capture, template, folders, device) -> dict[st
         return trace.nearest_surface(vertices, colours, [points for points, _ in part], [c for _, c in part])
 
     before, after = chain(surfaces[:home][::-1]), chain(surfaces[home + 1 :])
-    return {"positions": np.concatenate([before[:0:-1], after])}
+    return np.concatenate([before[:0:-1], after])
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
-def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judge):
+def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found: Found, judge):
     """One asset's line of results.csv, its pictures for the sheet, and the rows' errors by motion.
 
     Args:
         rows, found: as `traced` gives them.
     """
     times = np.array(asked.frames())
-    keyframe = int(found["surface"]["home"])
-    home = asked.entry(keyframe)
-    faces = found["surface"]["faces"]
-    template = in_world(asked, found["surface"]["vertices"] + np.array(asked.carried()[home]))
+    mesh = found[Fitted].template
+    home, faces = asked.entry(mesh.home), mesh.faces
+    template = in_world(asked, mesh.vertices + np.array(asked.carried()[home]))
     real, real_faces = sequence.positions(times).astype(np.float64), sequence.pack.faces
     percent = 100 / np.linalg.norm(np.ptp(real[0], axis=0))
     true = metrics.at_places(real, real_faces, *tracking.material_points(template, faces, real[home], real_faces))
@@ -294,7 +290,7 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
         "template_step": times[home],
         "motion": motion[moved].mean(),
         "template_error": percent * np.linalg.norm(template - true[home], axis=1).mean(),
-        "texture_psnr_fg": texture_psnr(textured, seen, keyframe),
+        "texture_psnr_fg": texture_psnr(textured, seen, mesh.home),
     }
     if between and asked.inbetweens == 1:  # what is to be had without knowing more than the keyframes
         straight = np.stack([0.5 * (true[t - 1] + true[t + 1]) - true[t] for t in between])
@@ -325,7 +321,7 @@ def measure(sequence: Sequence, asked: Request, seen: Capture, rows, found, judg
 
 
 def exhibit(
-    name: str, note: str, asked: Request, seen: Capture, positions: np.ndarray, found: dict[str, dict[str, np.ndarray]]
+    name: str, note: str, asked: Request, seen: Capture, positions: np.ndarray, found: Found
 ) -> pictures.Exhibit:
     """The first, the middle and the last keyframe as the first camera captured them, and the traced mesh in their place.
 
@@ -342,10 +338,10 @@ def exhibit(
     return pictures.Exhibit(name, note, *([rays.over(image[window]) for image in row] for row in (above, below)))
 
 
-def painted(found: dict[str, dict[str, np.ndarray]]) -> Pack:
+def painted(found: Found) -> Pack:
     """A job's textured template as a pack that `rays.render` can draw at any positions."""
-    mesh, paint = found["surface"], found["texture"]
-    return drawn.textured(mesh["vertices"][None], mesh["faces"], paint["loop_uvs"], paint["image"])
+    mesh, paint = found[Fitted].template, found[Textured]
+    return drawn.textured(mesh.vertices[None], mesh.faces, paint.loop_uvs, paint.image)
 
 
 def render(textured: Pack, positions: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from scipy.spatial import cKDTree
 
 from ..job import drawn
 from ..job.capture import Capture
-from ..job.reporter import Reporter
+from ..job.reporter import Silent
 from ..mesh import packs, rays, surface
 from ..mesh.packs import Pack
 from ..networks import checkpoint, perceptual, triplane
@@ -86,7 +86,9 @@ def evaluate(
     model = adapters.load(Path(views_model) if views_model else checkpoint.BUNDLED / "multiview", device)
     judge = perceptual.load(lpips).to(device) if lpips else None
     asked = [name for name in ROWS if name in asked]
-    rows, skipped, sheet, seen = [], [], [], {name: [] for name in ("truth", *asked)}
+    rows, sheet = [], []
+    skipped: list[dict] = []
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in ("truth", *asked)}
     for number, path in enumerate(scenes.evenly(packs.list_packs(packs_folder), limit)):
         with scenes.skipping(skipped, path.stem):
             pack = packs.load(path)
@@ -195,8 +197,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
         template_faces=FACES, texture_size=TEXTURE, weights=weights, elevation=cameras.RIG[0][1],
         source="video" if model else "objects",
     )  # fmt: skip
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
+    reporter = Silent()
     camera, lens = cameras.job_cameras(SIZE, 4)
     count = 1 if model else 4
     seen = [rays.render(pack, positions[k], camera[:count], lens[:count], SIZE) for k in keyframes]
@@ -207,7 +208,7 @@ def whole_path(pack: Pack, positions: np.ndarray, seed: int, weights: str, devic
             importing.make_views(job, asked, np.stack([s.rgba[0] for s in seen]), model, reporter)
         else:
             rgba, depth = np.stack([s.rgba for s in seen]), np.stack([s.depth_planar for s in seen])
-            importing.write_capture(job, rgba, depth, camera, lens)
+            Capture(rgba, depth, camera, lens, asked.rig_views).write(job)
         pipeline.run(job, asked, device, reporter)
         seconds = time.monotonic() - started
         with np.load(job / protocol.RESULT_ARRAYS) as arrays:

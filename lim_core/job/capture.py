@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads what Blender captured: `capture/` of a job folder (docs/architecture.md), checked before anything computes."""
+"""What was captured: `capture/` of a job folder (docs/architecture.md), read and checked before anything computes, or written."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..networks.images import Views
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
 from ..shared.request import Request
+from . import result
 
 
 @dataclasses.dataclass
@@ -63,6 +64,20 @@ class Capture:
         camera = torch.from_numpy(self.camera_to_world[rig].copy())
         views = Views(content, alpha, position, known, camera, torch.from_numpy(intrinsics))
         return Views(*(getattr(views, f.name)[None] for f in dataclasses.fields(views))).to(device)
+
+    def write(self, job: str | Path) -> None:
+        """The files that `read` reads, as Blender leaves them. The keyframes of an earlier capture go first, with its depth."""
+        job = Path(job)
+        for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
+            old.unlink()
+        for k in range(self.keyframes):
+            for v in range(self.rgba.shape[1]):
+                result.save_image(job / protocol.image_file(k, v), np.ascontiguousarray(self.rgba[k, v]))
+            if self.depth_planar is not None:
+                result.save_arrays(job / protocol.depth_file(k), depth_planar=self.depth_planar[k])
+        result.save_arrays(
+            job / protocol.CAMERAS_FILE, camera_to_world=self.camera_to_world, intrinsics=self.intrinsics
+        )
 
 
 def read(job: str | Path, request: Request) -> Capture:

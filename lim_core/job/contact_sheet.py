@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from ..shared import protocol, request
+from ..shared import files, protocol, request
 from ..shared.errors import LimError, from_os_error
 from ..shared.request import Request
 
@@ -186,9 +185,10 @@ def loop(job: Path, asked: Request) -> tuple[list[Image.Image], float]:
         for index, frame in enumerate(frames):
             files = [(row.file(index, view), parts[view]) for view in views]
             tiles = [tile(job / name, GIF_SIZE, part) for name, part in files if name]
-            if tiles and all(tiles):
-                page = Image.new("RGB", (GIF_SIZE * len(tiles), GIF_SIZE), PAPER)
-                for place, picture in enumerate(tiles):
+            there = [picture for picture in tiles if picture]
+            if there and len(there) == len(tiles):
+                page = Image.new("RGB", (GIF_SIZE * len(there), GIF_SIZE), PAPER)
+                for place, picture in enumerate(there):
                     page.paste(picture, (place * GIF_SIZE, 0))
                 pictures.append(page)
                 times.append(frame)
@@ -202,7 +202,7 @@ def loop(job: Path, asked: Request) -> tuple[list[Image.Image], float]:
 
 
 def save_loop(pictures: list[Image.Image], seconds: float, path: Path) -> None:
-    """An endlessly looping GIF under a temporary name, then renamed. One palette, so that nothing flickers."""
+    """An endlessly looping GIF, whole or not at all. One palette, so that nothing flickers."""
     width, height = (max(1, side // 4) for side in pictures[0].size)
     strip = Image.new("RGB", (width, height * len(pictures)))
     for place, picture in enumerate(pictures):
@@ -212,14 +212,10 @@ def save_loop(pictures: list[Image.Image], seconds: float, path: Path) -> None:
     colours[np.abs(colours - PAPER).sum(1).argmin()] = PAPER  # the mean of nearly white is not white
     palette.putpalette(colours.astype(np.uint8).tobytes())
     small = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with files.writing(path) as file:
         small[0].save(
-            temporary, format="GIF", save_all=True, append_images=small[1:], duration=round(seconds * 1000), loop=0
+            file, format="GIF", save_all=True, append_images=small[1:], duration=round(seconds * 1000), loop=0
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:

@@ -4,36 +4,26 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..shared import protocol
+from ..shared import files, protocol
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An npz under a temporary name, then renamed."""
+    """An npz, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's own option, allow_pickle, is no array's name
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """uint8 [H, W, 3 or 4] as PNG under a temporary name, then renamed."""
+    """uint8 [H, W, 3 or 4] as PNG, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=4)
 
 
 def write(job: Path, summary: dict, texture: np.ndarray | None, **arrays: np.ndarray) -> None:
@@ -42,6 +32,5 @@ def write(job: Path, summary: dict, texture: np.ndarray | None, **arrays: np.nda
     save_arrays(job / protocol.RESULT_ARRAYS, **arrays)
     if texture is not None:
         save_image(job / protocol.TEXTURE_FILE, texture)
-    temporary = job / (protocol.RESULT_FILE + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, job / protocol.RESULT_FILE)
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files.write_text(job / protocol.RESULT_FILE, text)

@@ -10,29 +10,41 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shared import protocol
+from ..shared import files, protocol
 from . import capture as captures
 from . import result
 
 
 class State:
-    """What finished stages left behind: `state/<stage>.npz` and the key that it belongs to."""
+    """What finished stages left behind: `state/<stage>.npz`, the key that it belongs to, and the seconds that it took.
+
+    Attributes:
+        seconds: of every stage that was taken over or kept, how long it took when it was computed.
+        computed: the stages that were kept through this object, in order: they were not taken over.
+    """
 
     def __init__(self, job: Path):
         self.folder = job / protocol.STATE_FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
+        files.clear_leftovers(self.folder)
         self.seconds: dict[str, float] = {}
+        self.computed: list[str] = []
 
     def load(self, stage: str, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a stage if it was finished under this key; a damaged file counts as absent."""
+        """The arrays of a stage if it was finished under this key; a damaged file, or one of an older form, counts as absent."""
         try:
             arrays = captures.load_npz(self.folder / f"{stage}.npz")
-            return arrays if str(arrays.pop("key")) == key else None
+            if str(arrays.pop("key")) != key:
+                return None
+            self.seconds[stage] = float(arrays.pop("seconds"))
         except captures.UNREADABLE:
             return None
+        return arrays
 
-    def keep(self, stage: str, key: str, arrays: dict[str, np.ndarray]) -> None:
-        result.save_arrays(self.folder / f"{stage}.npz", key=np.array(key), **arrays)
+    def keep(self, stage: str, key: str, arrays: dict[str, np.ndarray], seconds: float) -> None:
+        result.save_arrays(self.folder / f"{stage}.npz", key=np.array(key), seconds=np.array(seconds), **arrays)
+        self.seconds[stage] = seconds
+        self.computed.append(stage)
 
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -8,13 +8,14 @@ so that correspondences over time are exact. Asset units, right-handed, +Z up.
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..shared import files
 from ..shared.cameras import normalisation
 from ..shared.errors import LimError
 
@@ -69,7 +70,10 @@ class Pack:
 
     @property
     def vertices(self) -> int:
-        return self.rest.shape[0] if self.rest is not None else self.stored_positions.shape[1]
+        if self.rest is not None:
+            return self.rest.shape[0]
+        assert self.stored_positions is not None  # `validate`: vertices lie in one of the two
+        return self.stored_positions.shape[1]
 
     def frames(self, clip: int) -> int:
         """Number of stored frames of a clip; frames are counted from 0 within the clip."""
@@ -96,10 +100,13 @@ class Pack:
     def _stored(self, clip: int, index: int) -> np.ndarray:
         t = int(self.clip_start[clip]) + index
         if self.rest is not None:
+            assert self.bone_index is not None and self.bone_weight is not None and self.bones is not None
             return skin(self.rest, self.bone_index, self.bone_weight, self.bones[t])
+        assert self.stored_positions is not None
         stored = self.stored_positions[t]
         if self.position_step is None:
             return stored.astype(np.float32)
+        assert self.position_low is not None
         return stored.astype(np.float32) * self.position_step[clip] + self.position_low[clip]
 
     def world_to_model(self, clip: int, frames: Iterable[float], margin: float = 0.03) -> np.ndarray:
@@ -145,7 +152,9 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (points @ matrix[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)).astype(np.float32)
 
 
-def quantise(positions: np.ndarray, clip_start: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantise(
+    positions: np.ndarray, clip_start: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """uint16 [T, V, 3], low float32 [C, 3], step float32 [C, 3] of float positions [T, V, 3], clip by clip."""
     stored = np.empty(positions.shape, np.uint16)
     clips = len(clip_start) - 1
@@ -182,7 +191,7 @@ def load(path: str | Path) -> Pack:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise LimError("bad_pack", f"The pack '{path}' cannot be read: {error}.", _REBAKE) from error
     missing = [key for key in COMMON_KEYS if key not in arrays]
     skinned = "rest" in arrays
@@ -220,19 +229,15 @@ def save(pack: Pack, path: str | Path) -> int:
     if pack.rest is not None:
         arrays |= {key: getattr(pack, key) for key in SKIN_KEYS}
     else:
+        assert pack.stored_positions is not None  # it is valid
         stored = (pack.stored_positions, pack.position_low, pack.position_step)
         if pack.position_step is None:
             stored = quantise(pack.stored_positions, pack.clip_start)
         arrays |= dict(zip(QUANTISED_KEYS, stored, strict=True))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing(path) as file:
+        np.savez_compressed(file, **arrays)
     return path.stat().st_size
 
 
@@ -248,9 +253,12 @@ def validate(pack: Pack, where: str | None = None) -> None:
         LimError: `bad_pack`, one sentence that says what is wrong.
     """
 
+    def flaw(what: str) -> LimError:
+        return LimError("bad_pack", f"The pack '{where or pack.name}' {what}.", _REBAKE)
+
     def need(ok: bool, what: str) -> None:
         if not ok:
-            raise LimError("bad_pack", f"The pack '{where or pack.name}' {what}.", _REBAKE)
+            raise flaw(what)
 
     def integer(array: np.ndarray) -> bool:
         return np.issubdtype(array.dtype, np.integer)
@@ -276,28 +284,31 @@ def validate(pack: Pack, where: str | None = None) -> None:
     need(starts.shape == (pack.clips + 1,) and integer(starts), "has clips that do not match their names")
     need(starts[0] == 0 and bool((np.diff(starts) > 0).all()), "has an empty clip")
     if pack.rest is not None:
-        arrays = (pack.bone_index, pack.bone_weight, pack.bones)
-        need(pack.stored_positions is None and all(a is not None for a in arrays), "has incomplete skinning")
+        index, weight, bones = pack.bone_index, pack.bone_weight, pack.bones
+        if pack.stored_positions is not None or index is None or weight is None or bones is None:
+            raise flaw("has incomplete skinning")
         count = len(pack.rest)
         need(pack.rest.shape == (count, 3) and bool(np.isfinite(pack.rest).all()), "has broken rest vertices")
-        need(pack.bone_index.shape == pack.bone_weight.shape == (count, 4), "has skin weights of a wrong shape")
-        need(pack.bone_weight.dtype == np.uint8, "has skin weights that are not 8 bit")
-        need(bool((pack.bone_weight.sum(1, dtype=np.int64) == 255).all()), "has skin weights that do not sum to one")
-        need(pack.bones.ndim == 4 and pack.bones.shape[2:] == (3, 4), "has bones of a wrong shape")
-        need(bool(np.isfinite(pack.bones).all()), "has bones that are not finite")
-        need(integer(pack.bone_index) and pack.bone_index.min() >= 0, "has skin weights of a wrong type")
-        need(int(pack.bone_index.max()) < pack.bones.shape[1], "uses a bone that does not exist")
-        stored = len(pack.bones)
+        need(index.shape == weight.shape == (count, 4), "has skin weights of a wrong shape")
+        need(weight.dtype == np.uint8, "has skin weights that are not 8 bit")
+        need(bool((weight.sum(1, dtype=np.int64) == 255).all()), "has skin weights that do not sum to one")
+        need(bones.ndim == 4 and bones.shape[2:] == (3, 4), "has bones of a wrong shape")
+        need(bool(np.isfinite(bones).all()), "has bones that are not finite")
+        need(integer(index) and index.min() >= 0, "has skin weights of a wrong type")
+        need(int(index.max()) < bones.shape[1], "uses a bone that does not exist")
+        stored = len(bones)
     else:
         array = pack.stored_positions
-        need(array is not None and array.ndim == 3 and array.shape[2] == 3, "has no vertices")
+        if array is None or array.ndim != 3 or array.shape[2] != 3:
+            raise flaw("has no vertices")
         stored, count = array.shape[:2]
         if pack.position_step is None:
             need(np.issubdtype(array.dtype, np.floating) and bool(np.isfinite(array).all()), "has broken vertices")
         else:
             need(array.dtype == np.uint16, "has quantised vertices that are not 16 bit")
             for scale in (pack.position_low, pack.position_step):
-                need(scale is not None and scale.shape == (pack.clips, 3), "has quantisation of a wrong shape")
+                if scale is None or scale.shape != (pack.clips, 3):
+                    raise flaw("has quantisation of a wrong shape")
                 need(bool(np.isfinite(scale).all()), "has quantisation that is not finite")
     need(int(starts[-1]) == stored, "has clips that do not add up to its frames")
     need(0 <= faces.min() and faces.max() < count, "has a face with a vertex that does not exist")

@@ -76,8 +76,10 @@ def render(
     nearest: bool = False,
 ) -> Views:
     """Pictures of one frame of a pack from N cameras; arguments and errors as in `sample`."""
-    options = {"supersampling": supersampling, "canonical": canonical, "nearest": nearest}
-    samples = sample(pack, positions, camera_to_world, intrinsics, size, **options)
+    samples = sample(
+        pack, positions, camera_to_world, intrinsics, size,
+        supersampling=supersampling, canonical=canonical, nearest=nearest,
+    )  # fmt: skip
     return samples.views(len(camera_to_world), size)
 
 
@@ -175,7 +177,7 @@ def albedo(pack: Pack, face: np.ndarray, u: np.ndarray, v: np.ndarray, nearest: 
     material = pack.face_material[face]
     start = pack.texture_start[material]
     colour = pack.texels[start].astype(np.float32)
-    textured = np.flatnonzero((pack.texture_shape > 1).any(1)[material])
+    textured = np.flatnonzero(pack.texture_shape.max(1)[material] > 1)
     if not len(textured):
         return colour
     corners = pack.uv[face[textured]].astype(np.float32)

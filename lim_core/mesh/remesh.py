@@ -287,6 +287,20 @@ def captured(
     return points, normals, outline
 
 
+def lay(
+    vertices: np.ndarray, faces: np.ndarray, points: np.ndarray, normals: np.ndarray, outline: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The template, vertices [N, 3] float32 and faces [M, 3] int32: settled on the captured points, without slivers, and
+    the sides of its sheets apart. That comes last: what is done to a sheet after it may join its sides again.
+
+    Args:
+        vertices [V, 3], faces [F, 3]: a mesh of even triangles, of `reduce`.
+        points, normals, outline: of `captured`.
+    """
+    vertices, faces = without_slivers(settle(vertices, faces, points, normals, outline), faces)
+    return _apart(vertices.astype(np.float64), faces, points, normals, outline).astype(np.float32), faces
+
+
 def settle(
     vertices: np.ndarray,
     faces: np.ndarray,
@@ -333,7 +347,7 @@ def settle(
         held = sparse.csr_matrix((weights.ravel(), where), (len(points), count))
         pull = held.T @ sparse.diags(trust)
         position += factorise((pull @ held + stiff).tocsc()).solve(pull @ offset)
-    return _apart(position, faces, points, normals, outline).astype(np.float32)
+    return position.astype(np.float32)
 
 
 def _apart(

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..shared import cameras
+from ..shared import cameras, files
 from ..shared.errors import LimError
 from . import config
 from .config import MOTION, ModelConfig, MotionConfig
@@ -30,24 +30,36 @@ SHARD_BYTES = 15_000_000
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
-def build(network: str, model_config: ModelConfig | MotionConfig) -> nn.Module:
+Network = LRM | LIM | Motion
+
+
+@overload
+def build(network: Literal["lrm", "lrm-xyz"], model_config: ModelConfig | MotionConfig) -> LRM: ...
+@overload
+def build(network: Literal["lim", "lim-xyz"], model_config: ModelConfig | MotionConfig) -> LIM: ...
+@overload
+def build(network: Literal["motion"], model_config: ModelConfig | MotionConfig) -> Motion: ...
+@overload
+def build(network: str, model_config: ModelConfig | MotionConfig) -> Network: ...
+def build(network: str, model_config: ModelConfig | MotionConfig) -> Network:
     """The network of that name, freshly initialised."""
     if network == MOTION:
+        assert isinstance(model_config, MotionConfig)
         return Motion(model_config)
+    assert isinstance(model_config, ModelConfig)
     canonical = network.endswith("-xyz")
     return LRM(model_config, canonical) if network.startswith("lrm") else LIM(model_config, canonical)
 
 
 def write_json(path: Path, data: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def save(folder: str | Path, network: str, model: nn.Module, training: dict) -> None:
+def save(folder: str | Path, network: str, model: Network, training: dict) -> None:
     """Write the checkpoint, its golden pair and training.json; a model card beside them is left alone."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    files.clear_leftovers(folder)
     weights = {
         name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in model.state_dict().items()
     }
@@ -68,24 +80,29 @@ def save(folder: str | Path, network: str, model: nn.Module, training: dict) -> 
     for old in folder.glob("model*.safetensors"):
         if old.name not in names:
             old.unlink()
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(config.to_json(model.config, network) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    files.write_text(folder / "config.json", config.to_json(model.config, network) + "\n")
     write_json(folder / "training.json", training)
     rounded = build(network, model.config)
     rounded.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    inputs = golden_points(model.config) if network == MOTION else golden_input(model.config)
+    inputs = golden_points(model.config) if isinstance(model, Motion) else golden_input(model.config)
     answer = golden_answer(network, rounded, inputs)
     _save_tensors(folder / "golden.safetensors", {**{f"in.{k}": v for k, v in inputs.items()}, "out": answer})
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with files.writing_path(path) as temporary:
+        save_file(tensors, temporary)
 
 
-def load(folder: str | Path, network: str, device: torch.device | str = "cpu") -> nn.Module:
+@overload
+def load(folder: str | Path, network: Literal["lrm", "lrm-xyz"], device: torch.device | str = "cpu") -> LRM: ...
+@overload
+def load(folder: str | Path, network: Literal["lim", "lim-xyz"], device: torch.device | str = "cpu") -> LIM: ...
+@overload
+def load(folder: str | Path, network: Literal["motion"], device: torch.device | str = "cpu") -> Motion: ...
+@overload
+def load(folder: str | Path, network: str, device: torch.device | str = "cpu") -> Network: ...
+def load(folder: str | Path, network: str, device: torch.device | str = "cpu") -> Network:
     """The trained network, in eval mode.
 
     Raises:
@@ -181,13 +198,13 @@ def golden_motion(model: Motion, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def golden_answer(network: str, model: Network, inputs: dict[str, Tensor]) -> Tensor:
     """Of the motion network: `golden_motion`. Else every 7th value of the network's triplane for the golden input; for a reconstructor also what its decoder reads there."""
     device = next(model.parameters()).device
-    if network == MOTION:
+    if isinstance(model, Motion):
         return golden_motion(model, inputs)
     canonical = network.endswith("-xyz")
-    if network.startswith("lrm"):
+    if isinstance(model, LRM):
         triplane = model(golden_views(inputs, canonical, device))[0]
         steps = torch.linspace(-0.75, 0.75, 7, device=device)
         points = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).view(1, -1, 3)
@@ -204,7 +221,7 @@ def golden_answer(network: str, model: nn.Module, inputs: dict[str, Tensor]) -> 
     return torch.cat([triplane.flatten()[::7], *decoded]).float().cpu().contiguous()
 
 
-def replay_golden(folder: str | Path, network: str, model: nn.Module) -> float:
+def replay_golden(folder: str | Path, network: str, model: Network) -> float:
     """Largest difference between the stored answer and the one given now, relative to the answer's spread."""
     try:
         stored = load_file(Path(folder) / "golden.safetensors")

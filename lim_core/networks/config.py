@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..shared.errors import LimError
 
@@ -111,7 +112,7 @@ def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
         LimError: `bad_request` for an unknown name, a value of another kind, or sizes that do not go together.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
-    values: dict[str, int | bool] = {}
+    values: dict[str, Any] = {}  # of the kinds above
     for text in settings:
         name, _, value = text.partition("=")
         if name not in kinds:

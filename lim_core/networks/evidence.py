@@ -211,11 +211,9 @@ class ConvBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-        )  # fmt: skip
-        nn.init.zeros_(self.layers[-1].weight)
+        enter, leave = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.layers = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), enter, nn.GroupNorm(8, width), nn.SiLU(), leave)
+        nn.init.zeros_(leave.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -254,6 +252,7 @@ class Advance(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(width << (i + 1), width << i, 2, stride=2) for i in range(2))
         self.outer = nn.ModuleList([nn.SiLU(), ConvBlock(width << 1)])  # at full size the last layer is enough
         self.leave = nn.Conv2d(width, width, 3, padding=1)
+        assert self.leave.bias is not None
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 

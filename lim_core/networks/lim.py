@@ -87,6 +87,7 @@ class LIM(nn.Module):
         self.join_alpha.weight[:, width:] *= 0.5
         self.join_alpha.bias.zero_()
         if self.config.evidence:
+            assert lrm.pillars is not None and lrm.plane_tokens is not None and lrm.refine is not None
             self.pillars.load_state_dict(lrm.pillars.state_dict())
             self.plane_tokens.load_state_dict(lrm.plane_tokens.state_dict())
             self.refine.load_state_dict(lrm.refine.state_dict())
@@ -157,7 +158,8 @@ class LIM(nn.Module):
             outputs.append(x)
         triplane, planes = self.head(x), None
         if target is not None:
-            ends = (planes.expand(batch, -1, -1, -1, -1) for planes in (features.planes, target))
+            assert features.planes is not None  # a reconstructor of the same configuration
+            ends = [planes.expand(batch, -1, -1, -1, -1) for planes in (features.planes, target)]
             if shown is not None:
                 planes = self.pillars(fuse(shown, self.config.plane_size))
             else:

@@ -182,7 +182,7 @@ class LRM(nn.Module):
         image_tokens = self.encoder(views)
         x = (self.tokens.unflatten(0, (3, -1)) + self.plane_embed).flatten(0, 1).expand(len(image_tokens), -1, -1)
         planes = None
-        if self.pillars is not None:
+        if self.pillars is not None and self.plane_tokens is not None:
             planes = self.pillars(fuse(views, self.config.plane_size))
             x = x + self.plane_tokens(planes)
         outputs = []

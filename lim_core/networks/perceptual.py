@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -70,7 +71,7 @@ class Perceptual(nn.Module):
                 "bad_capture", f"Pictures of {tuple(a.shape)} and {tuple(b.shape)} cannot be compared perceptually.",
                 f"Both must have one size, of {SMALLEST} pixels or more.",
             )  # fmt: skip
-        total = 0.0
+        total = a.new_zeros(len(a), dtype=torch.float32)
         for number, (one, two) in enumerate(zip(self.compared(a), self.compared(b))):
             head = getattr(self, f"lin{number}")["model"]["1"]
             total = total + head((one - two).square()).float().mean((1, 2, 3))

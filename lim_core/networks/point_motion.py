@@ -194,10 +194,13 @@ class Motion(nn.Module):
         turn = F.normalize(out[..., 3:7] + out.new_tensor([1.0, 0, 0, 0]), dim=-1)
         scatter = (out[..., 7] - 3).clamp(-9, 1).exp()
         values = (start, normal, guess, place + out[..., :3], turn, scatter, features)
-        fields = [Field(*parts, scores=s) for *parts, s in zip(
-            *(value.chunk(2) for value in values), zip(scores.chunk(2), later_scores.chunk(2))
-        )]  # fmt: skip
-        return fields[0], fields[1]
+
+        def of_time(half: int) -> Field:
+            start, normal, guess, place, turn, scatter, features = (value.chunk(2)[half] for value in values)
+            matches = (scores.chunk(2)[half], later_scores.chunk(2)[half])
+            return Field(start, normal, guess, place, turn, scatter, features, matches)
+
+        return of_time(0), of_time(1)
 
     def at(self, field: Field, alpha: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B N 3"], Float[Tensor, "B N 4"]]:
         """Place and turn of the controls at `alpha` of the way from the field's own time (0) to the other (1).
@@ -232,10 +235,10 @@ class Motion(nn.Module):
 
 def _head(width_in: int, width: int, width_out: int) -> nn.Sequential:
     """Says nothing before it is trained."""
-    head = nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width_out))
-    nn.init.zeros_(head[-1].weight)
-    nn.init.zeros_(head[-1].bias)
-    return head
+    enter, leave = nn.Linear(width_in, width), nn.Linear(width, width_out)
+    nn.init.zeros_(leave.weight)
+    nn.init.zeros_(leave.bias)
+    return nn.Sequential(nn.LayerNorm(width_in), enter, nn.GELU(), leave)
 
 
 def _waves(place: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N F"]:

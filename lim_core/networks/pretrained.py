@@ -25,6 +25,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that
 class Dino(nn.Module):
     """One token for every patch of the pictures, projected to the network's width."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ModelConfig):
         """Raises LimError `backend_broken` where transformers is missing."""
         super().__init__()

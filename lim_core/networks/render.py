@@ -97,7 +97,8 @@ def render_rays(
     parts = []
     for part in zip(*(tensor.split(size, 1) for tensor in rays)):
         parts.append(checkpoint(march, *part, use_reentrant=False) if torch.is_grad_enabled() else march(*part))
-    return tuple(torch.cat(part, 1) for part in zip(*parts))
+    content, depth, mask = (torch.cat(part, 1) for part in zip(*parts))
+    return content, depth, mask
 
 
 @torch.no_grad()

@@ -64,8 +64,10 @@ class TriplaneDecoder(nn.Module):
     @torch.no_grad()
     def forget_content(self) -> None:
         """Begin the content anew, at its middle: nothing moves."""
-        self.layers[-1].weight[1:].zero_()
-        self.layers[-1].bias[1:].zero_()
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight[1:].zero_()
+        last.bias[1:].zero_()
 
     def read(
         self, features: Float[Tensor, "B N F"], points: Float[Tensor, "B N 3"]

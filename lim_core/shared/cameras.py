@@ -104,7 +104,7 @@ def window(mask: np.ndarray, intrinsics: np.ndarray) -> tuple[tuple[slice, slice
     view is empty. The mask must not be."""
     size = len(mask)
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    side = min(size, max(np.ptp(rows), np.ptp(columns)) + 5)
+    side = min(size, max(int(np.ptp(rows)), int(np.ptp(columns))) + 5)
     top, left = (int(np.clip(inside[0] - 2, 0, size - side)) for inside in (rows, columns))
     lens = np.array(intrinsics, np.float32)
     lens[0, 2] -= left

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import protocol
+from . import files, protocol
 from .errors import LimError
 
 QUALITIES = {
@@ -239,7 +239,7 @@ def from_json(text: str) -> Request:
         raise LimError("bad_request", "request.json has no keyframes.")
     values = {}
     for name, value in data.items():
-        wanted = fields[name].type
+        wanted = str(fields[name].type)  # as it is written above
         try:
             values[name] = _convert(wanted, value)
         except (TypeError, ValueError, OverflowError):
@@ -281,9 +281,7 @@ def write(request: Request, job: str | os.PathLike) -> Path:
     """Write request.json into the job folder, whole or not at all."""
     check(request)
     path = Path(job) / protocol.REQUEST_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(request), encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, to_json(request))
     return path
 
 

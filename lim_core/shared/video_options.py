@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from . import request
 from .request import Request
 
-OPTIONS = {
+CLIP_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".tga")
+"""Suffixes of the pictures that the backend reads as frames of a clip; what has another one is opened as a film."""
+OPTIONS: dict[str, tuple[str, Callable[[str], object], str]] = {
     # option: (field of the request, type, help)
     "--first": ("video_first", int, "first clip frame, counted from 1"),
     "--last": ("video_last", int, "last clip frame; 0: to the end"),

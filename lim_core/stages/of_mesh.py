@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from ..job import capture as captures
+from ..job.artefacts import Fitted, Reconstruction, Surfaces, Template, Textured, Traced
 from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..mesh import remesh, surface, texture
@@ -20,6 +22,7 @@ from ..shared.errors import LimError
 from ..shared.request import Request, interval_alphas, placed
 from ..tracking import between, contacts, fit, trace
 from ..tracking.observation import most_open
+from ..tracking.sheets import Sheets
 from ..tracking.steady import steady
 from .of_networks import SURFACE_LEVEL, triplane_depth
 
@@ -29,8 +32,10 @@ TEMPLATE_GRID = 128  # of a template taken from the triplane
 MADE_UP = 0.05  # what a generated view counts in the texture against the clip itself
 
 
-def template_mesh(job: Path, request: Request, capture: Capture, reconstruction, folders, device, reporter: Reporter):
-    """`vertices` float32 [V, 3] at keyframe `home`, `faces` int32 [F, 3].
+def template_mesh(
+    job: Path, request: Request, capture: Capture, reconstruction: Reconstruction, folders, device, reporter: Reporter
+) -> Template:
+    """The mesh that is moved through time.
 
     The artist's own mesh is at home at the first keyframe, a fused one where the fewest parts touch.
     """
@@ -45,13 +50,13 @@ def template_mesh(job: Path, request: Request, capture: Capture, reconstruction,
         )
     else:
         lrm = checkpoint.load(folders["lrm"], "lrm", device)
-        planes = torch.from_numpy(reconstruction["triplanes"][0]).float().to(device)[None]
+        planes = torch.from_numpy(reconstruction.triplanes[0]).float().to(device)[None]
         grid = triplane.density_grid(lrm.decoder, planes, TEMPLATE_GRID).cpu().numpy()
         # A network that is unsure of the shape gives a thin fog: its surface is where half of the thickest is reached.
         level = min(SURFACE_LEVEL, 0.5 * float(grid.max()))
         vertices, faces = surface.clean(*surface.marching_cubes(grid, level))
         vertices, faces = remesh.reduce(surface.taubin(vertices, faces), faces, request.template_faces)
-    return {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32), "home": np.array(home)}
+    return Template(vertices.astype(np.float32), faces.astype(np.int32), int(home))
 
 
 def fused_mesh(
@@ -66,105 +71,109 @@ def fused_mesh(
     seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
     vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
     vertices, faces = remesh.reduce(vertices, faces, request.template_faces)
-    return remesh.without_slivers(remesh.settle(vertices, faces, *remesh.captured(*seen)), faces)
+    vertices, faces = remesh.lay(vertices, faces, *remesh.captured(*seen))
+    return Sheets(vertices, faces).restored(vertices).astype(np.float32), faces
 
 
-def matches(surfaces: dict[str, np.ndarray]) -> list[trace.Matches]:
+def matches(surfaces: Surfaces) -> list[trace.Matches]:
     """What `canonical` found, interval by interval."""
-    bounds = list(zip(surfaces["start"], surfaces["start"][1:]))
+    bounds = list(zip(surfaces.start, surfaces.start[1:]))
     found = []
-    for k in np.unique(surfaces["interval"]):
-        parts = [slice(*bounds[row]) for row in np.flatnonzero(surfaces["interval"] == k)]
-        found.append(trace.Matches([surfaces["points"][p] for p in parts], [surfaces["canonical"][p] for p in parts]))
+    for k in np.unique(surfaces.interval):
+        parts = [slice(*bounds[row]) for row in np.flatnonzero(surfaces.interval == k)]
+        found.append(trace.Matches([surfaces.points[p] for p in parts], [surfaces.canonical[p] for p in parts]))
     return found
 
 
-def trace_template(request: Request, template, surfaces, reporter: Reporter, *, rigid: bool = True):
-    """The feed-forward result: `positions` [T, V, 3], `confidence` [T, V]; chained over the keyframes, no captured depth.
-
-    From the origin of every frame: `placed` puts them together.
+def trace_template(
+    request: Request, template: Template, surfaces: Surfaces, reporter: Reporter, *, rigid: bool = True
+) -> Traced:
+    """The feed-forward result: chained over the keyframes, no captured depth.
 
     Args:
         rigid: match with ARAP; otherwise the bare nearest neighbour of the paper's section 3.4.
     """
     positions, confidence = trace.trace_outwards(
-        template["vertices"],
+        template.vertices,
         matches(surfaces),
-        int(template["home"]),
-        Arap(template["vertices"], template["faces"]) if rigid else None,
+        template.home,
+        Arap(template.vertices, template.faces) if rigid else None,
         stiffness=0.25 * 16 ** float(request.smoothness),  # 0.25 … 4
         on_progress=reporter.progress,
     )
-    return {"positions": positions.astype(np.float32), "confidence": confidence.astype(np.float32)}
+    return Traced(positions.astype(np.float32), confidence.astype(np.float32))
 
 
-def fit_apart(request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter):
+def fit_apart(
+    request: Request, capture: Capture, template: Template, surfaces: Surfaces, traced: Traced, reporter: Reporter
+) -> Fitted:
     """`fit_capture`; and once more, with the template cut apart, where the first time shows parts that only touched.
 
-    What `fit_capture` gives of the better of the two. Where that is the second, the new template is in it, too, `vertices` and
-    `faces`, and its feed-forward result, `traced` and `traced_confidence`.
+    The better of the two. Where that is the second, it is about the new template.
     """
     with reporter.part(0.0, 0.7):
         first = fit_capture(request, capture, template, surfaces, traced, reporter)
-    if request.template == "mesh" or not len(first["misfit"]):
+    if request.template == "mesh" or not len(first.misfit):
         return first
-    webs = contacts.webbed(template["vertices"], template["faces"], first["keyframes"], capture)
-    apart = contacts.contacts(template["vertices"], template["faces"], webs)
+    webs = contacts.webbed(template.vertices, template.faces, first.keyframes, capture)
+    apart = contacts.contacts(template.vertices, template.faces, webs)
     if not apart:
         return first
     try:
-        vertices, faces = fused_mesh(request, capture, int(template["home"]), apart)
+        vertices, faces = fused_mesh(request, capture, template.home, apart)
     except LimError:  # nothing would be left
         return first
-    cut = template | {"vertices": vertices.astype(np.float32), "faces": faces.astype(np.int32)}
+    cut = dataclasses.replace(template, vertices=vertices.astype(np.float32), faces=faces.astype(np.int32))
     with reporter.part(0.7, 0.75):
-        traced = trace_template(request, cut, surfaces, reporter)
+        retraced = trace_template(request, cut, surfaces, reporter)
     # Where the mesh goes is known by now: the second time it only has to settle.
-    distance, near = cKDTree(template["vertices"]).query(vertices, k=4)
+    distance, near = cKDTree(template.vertices).query(vertices, k=4)
     share = 1 / np.maximum(distance, 1e-6)
     share /= share.sum(1, keepdims=True)
-    moved = np.asarray(first["keyframes"], np.float64) - template["vertices"]
+    moved = np.asarray(first.keyframes, np.float64) - template.vertices
     starts = vertices + np.einsum("vn,kvni->kvi", share, moved[:, near])
     with reporter.part(0.75, 1.0):
-        second = fit_capture(request, capture, cut, surfaces, traced, reporter, starts=starts)
-    left = contacts.webbed(cut["vertices"], cut["faces"], second["keyframes"], capture)
-    before = contacts.area(template["vertices"], template["faces"][webs])
-    after = contacts.area(cut["vertices"], cut["faces"][left])
-    if after >= before or second["misfit"].mean() > first["misfit"].mean():  # no web, or one that is needed
+        second = fit_capture(request, capture, cut, surfaces, retraced, reporter, starts=starts)
+    left = contacts.webbed(cut.vertices, cut.faces, second.keyframes, capture)
+    before = contacts.area(template.vertices, template.faces[webs])
+    after = contacts.area(cut.vertices, cut.faces[left])
+    if after >= before or second.misfit.mean() > first.misfit.mean():  # no web, or one that is needed
         return first
-    return second | {
-        "vertices": cut["vertices"],
-        "faces": cut["faces"],
-        "traced": traced["positions"],
-        "traced_confidence": traced["confidence"],
-    }
+    return second
 
 
 def fit_capture(
-    request: Request, capture: Capture, template, surfaces, traced, reporter: Reporter, starts: np.ndarray | None = None
-):
+    request: Request,
+    capture: Capture,
+    template: Template,
+    surfaces: Surfaces | None,
+    traced: Traced,
+    reporter: Reporter,
+    starts: np.ndarray | None = None,
+) -> Fitted:
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
 
-    `positions` [T, V, 3] from the first keyframe's origin, `confidence` [T, V], `residuals` [K] (mean distance to the captured
-    points, model units) and `misfit` [K] (with what the colours miss), `keyframes` [K, V, 3], as they were fitted, from their own
-    origins: those of a clip move more evenly in `positions` (`steady`). Without depth, or with the fit switched off, the feed-forward result is passed on.
+    A clip's keyframes move more evenly in `positions` (`steady`) than as they were fitted. Without depth, or with the fit switched
+    off, the feed-forward result is passed on.
 
     Args:
-        surfaces: of `canonical`; None registers from keyframe to keyframe without the networks.
-        traced: of `trace_template`.
+        surfaces: None registers from keyframe to keyframe without the networks.
+        traced: of this template.
         starts: [K, V, 3], where the mesh is known to be, nearly, at the keyframes.
     """
     entries = [request.entry(k) for k in range(len(request.keyframes))]
     if not request.fit or capture.depth_planar is None:
-        return {
-            "positions": placed(request, traced["positions"]),
-            "confidence": traced["confidence"],
-            "keyframes": traced["positions"][entries],
-            "residuals": np.zeros(0),
-            "misfit": np.zeros(0),
-        }
-    home, count = int(template["home"]), capture.keyframes
-    arap = Arap(template["vertices"], template["faces"])
+        return Fitted(
+            template,
+            traced,
+            positions=placed(request, traced.positions).astype(np.float32),
+            confidence=traced.confidence,
+            keyframes=traced.positions[entries],
+            residuals=np.zeros(0),
+            misfit=np.zeros(0),
+        )
+    home, count = template.home, capture.keyframes
+    arap = Arap(template.vertices, template.faces)
     networks = None if surfaces is None else matches(surfaces)
 
     def guess(k: int, to: int, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
@@ -174,7 +183,7 @@ def fit_capture(
         return positions[-1], sure[-1]
 
     fitted, residuals = fit.fit_keyframes(
-        template["vertices"], template["faces"], arap, capture, home=home, guess=guess, starts=starts,
+        template.vertices, template.faces, arap, capture, home=home, guess=guess, starts=starts,
         smoothness=request.smoothness,
         on_progress=lambda f: reporter.progress(0.8 * f),
     )  # fmt: skip
@@ -196,20 +205,31 @@ def fit_capture(
         arap, fitted + carried[entries], request.keyframes, [interval_alphas(request, k) for k in range(count - 1)], moves,
         on_progress=lambda f: reporter.progress(0.8 + 0.2 * f),
     )  # fmt: skip
-    return {
-        "positions": positions.astype(np.float32),
-        "confidence": confidence.astype(np.float32),
-        "keyframes": shown.astype(np.float32),
-        "residuals": np.array([r.distance for r in residuals]),
-        "misfit": np.array([r.misfit for r in residuals]),
-    }
+    return Fitted(
+        template,
+        traced,
+        positions=positions.astype(np.float32),
+        confidence=confidence.astype(np.float32),
+        keyframes=shown.astype(np.float32),
+        residuals=np.array([r.distance for r in residuals], np.float64),
+        misfit=np.array([r.misfit for r in residuals], np.float64),
+    )
 
 
-def bake_texture(request, capture: Capture, template, fitted, reconstruction, folders, device, reporter: Reporter):
-    """`loop_uvs` float32 [F, 3, 2] and `image` uint8 [S, S, 3]; nothing for the artist's own mesh, which keeps its own."""
+def bake_texture(
+    request: Request,
+    capture: Capture,
+    fitted: Fitted,
+    reconstruction: Reconstruction,
+    folders,
+    device,
+    reporter: Reporter,
+) -> Textured:
+    """The paint of the fit's template, from all captured views; nothing for the artist's own mesh, which keeps its own."""
     if request.template == "mesh":
-        return {}
-    loop_uvs = texture.unwrap(template["vertices"], template["faces"], request.texture_size)
+        return Textured()
+    template = fitted.template
+    loop_uvs = texture.unwrap(template.vertices, template.faces, request.texture_size)
     reporter.progress(0.3)
     depth = capture.depth_planar
     if depth is None:
@@ -218,8 +238,8 @@ def bake_texture(request, capture: Capture, template, fitted, reconstruction, fo
     if request.source == "video":  # the clip dominates where it sees; the made-up views fill the rest
         trust = np.where(np.arange(request.views) == 0, 1.0, MADE_UP)
     image = texture.bake(
-        fitted["keyframes"], template["faces"], loop_uvs, capture.rgba, depth, capture.camera_to_world,
-        capture.intrinsics, request.texture_size, home=int(template["home"]), trust=trust,
+        fitted.keyframes, template.faces, loop_uvs, capture.rgba, depth, capture.camera_to_world,
+        capture.intrinsics, request.texture_size, home=template.home, trust=trust,
         on_progress=lambda f: reporter.progress(0.3 + 0.7 * f),
     )  # fmt: skip
-    return {"loop_uvs": loop_uvs.astype(np.float32), "image": image}
+    return Textured(loop_uvs.astype(np.float32), image)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..job import result
+from ..job.artefacts import Interpolated, Reconstruction, Surfaces, Template
 from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..mesh import surface
@@ -34,14 +35,14 @@ PREVIEW_VIEWS = 2
 
 
 @torch.no_grad()
-def reconstruct(capture: Capture, folders, device, reporter: Reporter) -> dict[str, np.ndarray]:
-    """T_k for every keyframe: `triplanes` float16 [K, 3, C, R, R]."""
+def reconstruct(capture: Capture, folders, device, reporter: Reporter) -> Reconstruction:
+    """T_k for every keyframe."""
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     planes = []
     for k in range(capture.keyframes):
         planes.append(lrm(capture.network_views(k, lrm.config.image_size, device))[0][0].cpu())
         reporter.progress((k + 1) / capture.keyframes)
-    return {"triplanes": torch.stack(planes).half().numpy()}
+    return Reconstruction(torch.stack(planes).half().numpy())
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def interpolated(
 
 
 @torch.no_grad()
-def interpolate(job: Path, request: Request, capture: Capture, folders, device, reporter: Reporter):
+def interpolate(job: Path, request: Request, capture: Capture, folders, device, reporter: Reporter) -> Interpolated:
     """T̂ at every frame, rendered: previews/triplane_fNNN_vVV.png. The triplanes themselves are not kept."""
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     lim = checkpoint.load(folders["lim"], "lim", device)
@@ -89,7 +90,7 @@ def interpolate(job: Path, request: Request, capture: Capture, folders, device, 
             if view == 0:
                 reporter.event("preview", path=name, label=f"frame {frames[index]:g}")
         reporter.progress((index + 1) / len(frames))
-    return {"frames": np.array(frames)}
+    return Interpolated(np.array(frames, np.float64))
 
 
 @torch.no_grad()
@@ -106,13 +107,16 @@ def labelled_surface(decoder, planes: torch.Tensor, device) -> tuple[np.ndarray,
 
 
 @torch.no_grad()
-def canonical(request: Request, capture: Capture, reconstruction, home: int, folders, device, reporter: Reporter):
-    """Surfaces labelled with canonical coordinates, for every interval, from its end nearer to keyframe `home` outwards.
-
-    `points` and `canonical` float32 [S, 3] of all of them, one after the other; `start` int64 [entries + 1]; `interval` and
-    `alpha` [entries], α = 0 at the end that the interval is traced from. An entry may be empty where the networks see no
-    surface.
-    """
+def canonical(
+    request: Request,
+    capture: Capture,
+    reconstruction: Reconstruction,
+    template: Template,
+    folders,
+    device,
+    reporter: Reporter,
+) -> Surfaces:
+    """Surfaces labelled with canonical coordinates, for every interval, from its end nearer to the template's keyframe outwards."""
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     twin = checkpoint.load(folders["lrm-xyz"], "lrm-xyz", device)
     lim = checkpoint.load(folders["lim-xyz"], "lim-xyz", device)
@@ -121,13 +125,13 @@ def canonical(request: Request, capture: Capture, reconstruction, home: int, fol
     alphas = [interval_alphas(request, k) for k in intervals]
     points, labels, start = [], [], [0]
     for k in intervals:
-        source, target = (k, k + 1) if k >= home else (k + 1, k)
+        source, target = (k, k + 1) if k >= template.home else (k + 1, k)
         now, then = (capture.network_views(i, size, device) for i in (source, target))
         omega = (
             now.with_content(now.position)
             if capture.depth_planar is not None
             else _rendered_positions(
-                lrm, torch.from_numpy(reconstruction["triplanes"][source]).float().to(device)[None], now
+                lrm, torch.from_numpy(reconstruction.triplanes[source]).float().to(device)[None], now
             )
         )
         _, features = twin(omega)
@@ -139,13 +143,13 @@ def canonical(request: Request, capture: Capture, reconstruction, home: int, fol
             labels.append(label)
             start.append(start[-1] + len(vertices))
             reporter.progress(len(points) / sum(len(part) for part in alphas))
-    return {
-        "points": np.concatenate(points),
-        "canonical": np.concatenate(labels),
-        "start": np.array(start, np.int64),
-        "interval": np.repeat(intervals, [len(part) for part in alphas]),
-        "alpha": np.concatenate(alphas),
-    }
+    return Surfaces(
+        points=np.concatenate(points),
+        canonical=np.concatenate(labels),
+        interval=np.repeat(intervals, [len(part) for part in alphas]),
+        alpha=np.concatenate(alphas),
+        start=np.array(start, np.int64),
+    )
 
 
 def _rendered_positions(lrm, planes: torch.Tensor, views):
@@ -163,14 +167,14 @@ def _rendered_positions(lrm, planes: torch.Tensor, views):
 
 
 @torch.no_grad()
-def triplane_depth(capture: Capture, reconstruction, folders, device) -> np.ndarray:
+def triplane_depth(capture: Capture, reconstruction: Reconstruction, folders, device) -> np.ndarray:
     """Depth [K, V, H, W] of every captured view, rendered from the triplanes: what decides visibility without a capture's."""
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     size, pixels = capture.rgba.shape[2], 2 * lrm.config.image_size
     nearest = (np.arange(size) * pixels) // size
     depth = np.zeros(capture.rgba.shape[:4], np.float32)
     for k in range(capture.keyframes):
-        planes = torch.from_numpy(reconstruction["triplanes"][k]).float().to(device)[None]
+        planes = torch.from_numpy(reconstruction.triplanes[k]).float().to(device)[None]
         busy = occupancy(lrm.decoder, planes)
         for view in range(depth.shape[1]):
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)

@@ -11,22 +11,39 @@
     one UV set, one image from all captured views                                    texture
     the frames that become shape keys, where not all do                              reduction
 
-The template's own keyframe is `home`; from there the mesh is carried outwards, to later and to earlier keyframes. Canonical coordinates are re-anchored at every keyframe: in each interval they are the positions at the interval's own first
-keyframe, so that errors do not add up in what the networks are shown. Every stage is kept in `state/` under the hash of
-all that it depends on, the code included; a repeated run redoes only what changed. Triplanes are made one at a time and not
-kept: with the number of in-betweens grow only the vertices and the points that they are matched to.
+The template's own keyframe is `home`; from there the mesh is carried outwards, to later and to earlier keyframes. Canonical coordinates
+are re-anchored at every keyframe: in each interval they are the positions at the interval's own first keyframe, so that errors
+do not add up in what the networks are shown. Triplanes are made one at a time and not kept: with the number of in-betweens grow
+only the vertices and the points that they are matched to.
+
+Every stage finds one artefact (job/artefacts.py), which is kept in `state/` under the hash of all that it depends on, the code
+included; a repeated run redoes only what changed.
 """
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..job import artefacts, result
 from ..job import capture as captures
-from ..job import result
+from ..job.artefacts import (
+    Artefact,
+    Fitted,
+    Found,
+    Interpolated,
+    Reconstruction,
+    Surfaces,
+    Template,
+    Textured,
+    Traced,
+)
+from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..job.state import State, code_key, key_of
 from ..networks import checkpoint
@@ -37,126 +54,174 @@ from ..tracking import reduction
 from .of_mesh import bake_texture, fit_apart, template_mesh, trace_template
 from .of_networks import canonical, interpolate, reconstruct
 
-SHARES = {  # of the time of a typical job on a CPU, for the progress bar
-    "reconstruct": 0.04, "interpolate": 0.12, "surface": 0.12, "canonical": 0.1, "trace": 0.12, "fit": 0.35, "texture": 0.15,
-}  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is there before the first stage."""
+
+    job: Path
+    request: Request
+    capture: Capture
+    folders: dict[str, Path]
+    device: torch.device
+    reporter: Reporter
+
+    @property
+    def networks(self) -> tuple[dict[str, Path], torch.device, Reporter]:
+        """What every stage that runs networks is given last."""
+        return self.folders, self.device, self.reporter
 
 
-def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -> dict[str, dict[str, np.ndarray]]:
-    """Compute a job folder's result; returns what every stage left, as in `state/`.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of a job.
+
+    Attributes:
+        name: as in `protocol.STAGES`.
+        artefact: the type of what it finds.
+        function: finds it, from the job and what the stages before found.
+        share: of the time of a typical job on a CPU, for the progress bar.
+        after: the stages whose finds it uses; without_depth: those that it uses, too, where nothing captured the depth. What these
+            depend on need not be said again, and the capture and the code count for every stage.
+        weights: the networks that it runs; settings: the fields of the request that it reads.
+        leaves: the last file that it leaves beside its artefact: where that is gone, the stage is done again.
+    """
+
+    name: str
+    artefact: type[Artefact]
+    function: Callable[[Work, Found], Artefact]
+    share: float
+    after: tuple[str, ...] = ()
+    without_depth: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    leaves: Callable[[Request], str] | None = None
+
+
+TIMES = ("keyframes", "inbetweens", "last_inbetweens")
+
+STAGES = (
+    Stage(
+        "reconstruct", Reconstruction, lambda work, found: reconstruct(work.capture, *work.networks),
+        share=0.04, weights=("lrm",),
+    ),
+    Stage(
+        "interpolate", Interpolated, lambda work, found: interpolate(work.job, work.request, work.capture, *work.networks),
+        share=0.12, after=("reconstruct",), weights=("lim",), settings=TIMES,
+        leaves=lambda request: protocol.preview_file("triplane", len(request.frames()) - 1, 0),
+    ),
+    Stage(
+        "surface", Template,
+        lambda work, found: template_mesh(work.job, work.request, work.capture, found[Reconstruction], *work.networks),
+        share=0.12, without_depth=("reconstruct",), settings=("template", "template_faces"),
+    ),
+    Stage(
+        "canonical", Surfaces,
+        lambda work, found: canonical(work.request, work.capture, found[Reconstruction], found[Template], *work.networks),
+        share=0.1, after=("surface",), weights=("lrm-xyz", "lim-xyz"), settings=TIMES,
+    ),
+    Stage(
+        "trace", Traced,
+        lambda work, found: trace_template(work.request, found[Template], found[Surfaces], work.reporter),
+        share=0.12, after=("surface", "canonical"), settings=("smoothness",),
+    ),
+    Stage(
+        "fit", Fitted,
+        lambda work, found: fit_apart(
+            work.request, work.capture, found[Template], found[Surfaces], found[Traced], work.reporter
+        ),
+        share=0.35, after=("trace",), settings=("fit", "origins"),
+    ),
+    Stage(
+        "texture", Textured,
+        lambda work, found: bake_texture(work.request, work.capture, found[Fitted], found[Reconstruction], *work.networks),
+        share=0.15, after=("fit",), settings=("texture_size",),
+    ),
+)  # fmt: skip
+
+
+def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -> Found:
+    """Compute a job folder's result; gives what every stage found.
 
     Raises:
         LimError: whatever an artist can do something about; Cancelled between two steps.
     """
     reporter.check()
     state = State(job)
-    code = code_key("stages.pipeline")
-    capture = captures.read(job, request)
-    folders = checkpoint.folders(request.weights)
-    weights = {network: weights_key(folder, network) for network, folder in folders.items()}
-    shown = key_of(
-        code, captures.fingerprint(job), request.image_size, request.views, request.rig_views, request.has_depth
-    )
-    warnings: list[dict] = list(reporter.warnings)  # of a video's import
-
-    def warn(code: str, message: str, hint: str = "") -> None:
-        warnings.append({"code": code, "message": message, "hint": hint})
-        reporter.warning(code, message, hint)
-
-    if capture.depth_planar is None:
-        warn("no_depth", "The source has no depth: the keyframes cannot be fitted to it.")
-    times = (request.keyframes, request.inbetweens, request.last_inbetweens)
-    keys: dict[str, str] = {}
-    keys["reconstruct"] = key_of(shown, weights["lrm"])
-    keys["interpolate"] = key_of(keys["reconstruct"], weights["lim"], times)
-    keys["surface"] = key_of(
-        shown, request.template, request.template_faces, "" if request.has_depth else keys["reconstruct"]
-    )
-    keys["canonical"] = key_of(keys["surface"], weights["lrm-xyz"], weights["lim-xyz"], times)
-    keys["trace"] = key_of(keys["canonical"], keys["surface"], request.smoothness)
-    keys["fit"] = key_of(keys["trace"], request.fit, request.origins)
-    keys["texture"] = key_of(keys["fit"], request.texture_size)
-
-    functions = {
-        "reconstruct": lambda found: reconstruct(capture, folders, device, reporter),
-        "interpolate": lambda found: interpolate(job, request, capture, folders, device, reporter),
-        "surface": lambda found: template_mesh(job, request, capture, found["reconstruct"], folders, device, reporter),
-        "canonical": lambda found: canonical(
-            request, capture, found["reconstruct"], int(found["surface"]["home"]), folders, device, reporter
-        ),
-        "trace": lambda found: trace_template(request, found["surface"], found["canonical"], reporter),
-        "fit": lambda found: fit_apart(
-            request, capture, found["surface"], found["canonical"], found["trace"], reporter
-        ),
-        "texture": lambda found: bake_texture(
-            request, capture, found["surface"], found["fit"], found["reconstruct"], folders, device, reporter
-        ),
-    }
-    found: dict[str, dict[str, np.ndarray]] = {}
-    begins = 0.0
-    for index, stage in enumerate(protocol.STAGES):
-        reporter.stage(stage, index, len(protocol.STAGES), begins, SHARES[stage])
-        started = time.monotonic()
-        arrays = state.load(stage, keys[stage])
-        if (
-            stage == "interpolate"
-            and not (job / protocol.preview_file("triplane", len(request.frames()) - 1, 0)).is_file()
-        ):
-            arrays = None  # its pictures are the result, and someone has deleted them
-        if arrays is None:
-            arrays = functions[stage](found)
-            state.seconds[stage] = time.monotonic() - started
-            arrays["seconds"] = np.array(state.seconds[stage])
-            state.keep(stage, keys[stage], arrays)
-        found[stage] = arrays
-        if (
-            stage == "fit" and "vertices" in arrays
-        ):  # the template was cut apart: this is the one that all else is about
-            found["surface"] = found["surface"] | {name: arrays[name] for name in ("vertices", "faces")}
-            found["trace"] = found["trace"] | {"positions": arrays["traced"], "confidence": arrays["traced_confidence"]}
-        begins += SHARES[stage]
+    work = Work(job, request, captures.read(job, request), checkpoint.folders(request.weights), device, reporter)
+    keys = stage_keys(work)
+    if work.capture.depth_planar is None:
+        reporter.warning("no_depth", "The source has no depth: the keyframes cannot be fitted to it.")
+    found, begins = Found(state), 0.0
+    for index, stage in enumerate(STAGES):
+        reporter.stage(stage.name, index, len(STAGES), begins, stage.share)
+        function = functools.partial(stage.function, work, found)
+        whole = stage.leaves is None or (job / stage.leaves(request)).is_file()
+        found.add(artefacts.obtain(state, stage.name, stage.artefact, keys[stage.name], function, whole))
+        begins += stage.share
     reporter.progress(1.0)
-
-    confidence = found["fit"]["confidence"]
-    residuals = found["fit"]["residuals"]
-    feed_forward = placed(request, found["trace"]["positions"])
-    seconds = {stage: round(seconds, 3) for stage, seconds in state.seconds.items()}
-    summary = {
-        "protocol": protocol.VERSION,
-        "frames": request.frames(),
-        "seconds": {**reporter.seconds, **seconds},
-        "warnings": warnings,
-        "template": request.template,
-        "template_frame": request.keyframes[int(found["surface"]["home"])],
-        "vertices": int(found["fit"]["positions"].shape[1]),
-        "faces": int(len(found["surface"]["faces"])),
-        "metrics": {
-            "keyframe_distance": [round(float(r), 5) for r in residuals],
-            "confidence": round(float(confidence.mean()), 4),
-            "moved_by_fit": round(float(np.abs(found["fit"]["positions"] - feed_forward).mean()), 5),
-        },
-    }
-    arrays = {
-        "positions": found["fit"]["positions"].astype(np.float32),
-        "frames": np.array(request.frames(), np.float64),
-        "faces": found["surface"]["faces"].astype(np.int32),
-        "confidence": confidence.astype(np.float32),
-        "feed_forward": feed_forward.astype(np.float32),
-    }
-    if request.reduced():
-        keys = reduction.choose(arrays["positions"], arrays["frames"], request.max_keys)
-        rms, largest = reduction.errors(arrays["positions"], arrays["frames"], keys)
-        arrays["keys"] = keys
-        summary["metrics"] |= {"keys": len(keys), "reduced_rms": round(rms, 5), "reduced_max": round(largest, 5)}
-    image = None
-    if request.template != "mesh":
-        arrays["loop_uvs"] = found["texture"]["loop_uvs"]
-        image = found["texture"]["image"]
-    result.write(job, summary, image, **arrays)
+    write_result(work, found, {**reporter.seconds, **{name: round(state.seconds[name], 3) for name in state.computed}})
     return found
 
 
-# ---- the networks' stages --------------------------------------------------------------------------------------------
+def stage_keys(work: Work) -> dict[str, str]:
+    """The hash of all that each stage's artefact depends on.
+
+    Raises:
+        LimError: `weights_missing`.
+    """
+    request = work.request
+    shown = request.image_size, request.views, request.rig_views, request.has_depth
+    source = key_of(code_key("stages.pipeline"), captures.fingerprint(work.job), shown)
+    keys: dict[str, str] = {}
+    for stage in STAGES:
+        before = stage.after + (() if request.has_depth else stage.without_depth)
+        keys[stage.name] = key_of(
+            source,
+            [keys[name] for name in before],
+            [weights_key(work.folders[network], network) for network in stage.weights],
+            [getattr(request, name) for name in stage.settings],
+        )
+    return keys
 
 
-# ---- the mesh's stages -----------------------------------------------------------------------------------------------
+def write_result(work: Work, found: Found, seconds: dict[str, float]) -> None:
+    """result.npz, texture.png and result.json (docs/architecture.md).
+
+    Args:
+        seconds: of the stages that were computed, not taken over.
+    """
+    request, fitted, textured = work.request, found[Fitted], found[Textured]
+    template = fitted.template
+    feed_forward = placed(request, fitted.traced.positions)
+    metrics = {
+        "keyframe_distance": [round(float(r), 5) for r in fitted.residuals],
+        "confidence": round(float(fitted.confidence.mean()), 4),
+        "moved_by_fit": round(float(np.abs(fitted.positions - feed_forward).mean()), 5),
+    }
+    arrays = {
+        "positions": fitted.positions,
+        "frames": np.array(request.frames(), np.float64),
+        "faces": template.faces,
+        "confidence": fitted.confidence,
+        "feed_forward": feed_forward.astype(np.float32),
+    }
+    if request.reduced():
+        chosen = reduction.choose(arrays["positions"], arrays["frames"], request.max_keys)
+        rms, largest = reduction.errors(arrays["positions"], arrays["frames"], chosen)
+        arrays["keys"] = chosen
+        metrics |= {"keys": len(chosen), "reduced_rms": round(rms, 5), "reduced_max": round(largest, 5)}
+    if textured.loop_uvs is not None:
+        arrays["loop_uvs"] = textured.loop_uvs
+    summary = {
+        "protocol": protocol.VERSION,
+        "frames": request.frames(),
+        "seconds": seconds,
+        "warnings": work.reporter.warnings,
+        "template": request.template,
+        "template_frame": request.keyframes[template.home],
+        "vertices": len(template.vertices),
+        "faces": len(template.faces),
+        "metrics": metrics,
+    }
+    result.write(work.job, summary, textured.image, **arrays)

@@ -26,6 +26,7 @@ def webbed(template: np.ndarray, faces: np.ndarray, fitted: np.ndarray, capture:
     Args:
         template: [V, 3]; fitted: [K, V, 3], the template at every keyframe; capture: with depth.
     """
+    assert capture.depth_planar is not None
     found = np.zeros(len(faces), bool)
     rest = np.maximum(_lengths(template, faces), 1e-4)
     for positions, depth in zip(fitted, capture.depth_planar):

@@ -55,7 +55,7 @@ def correspond(
     fixed = ((first**2 @ p)[:, None] + (second**2 @ q)[None]).astype(np.float32)
     p, q = p.astype(np.float32), q.astype(np.float32)
     places = one.points if turn is None else (one.points - p @ one.points) @ turn.T + q @ two.points
-    sure = 1.0
+    sure = np.ones(1)
     if expected is not None:
         places, sure = expected[0], expected[1][:, None]
     side = one.sideways if turn is None else turn @ one.sideways
@@ -119,7 +119,7 @@ def hypotheses(source: Observation, target: Observation) -> list[tuple[np.ndarra
     ]
     for turn in (0.0, 0.25, -0.25, 0.5, -0.5, 1.0):
         settings.append({"turn": rotation_matrices(np.array([[0.0, 0.0, turn * np.pi]]))[0]})
-    found = []
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for setting in settings:
         answer = correspond(source, target, **setting)
         scale = source.nodes.scale

@@ -35,11 +35,14 @@ from .registration import (
     residual,
     rigid_start,
 )
+from .rigid import Parts
+from .sheets import Sheets
 
 GOOD = 1.08  # times the template's misfit at its own keyframe: good enough to look no further
+BARELY = 1.02  # times the misfit that may be more for a part that keeps its shape
 KINDS = 4  # of answers that are followed to the end
 WAY = 0.03  # of the diagonal that a mesh goes against expectation, as misfit: a cube turned by a quarter looks the same
-Guess = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Guess = Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray] | tuple[None, None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ class Tracker:
         colours, _ = see(template, faces, home.images, home.depth_planar, home.camera_to_world, home.intrinsics)
         self.colours = self.samples.colours(colours, self.template, home)
         self.rest = self.judge(self.template, self.judging(home), 0.0)
+        self.sheets = Sheets(self.template, faces)
+        self.parts = Parts(self.template, arap, self.samples, self.colours, home)
 
     def judging(self, observation: Observation) -> Matcher:
         return Matcher(observation, self.colours, most=3000, colour_scale=0.5 * FINE_COLOUR_SCALE)
@@ -106,6 +111,7 @@ class Tracker:
         if before is not None:
             expected.append(2 * previous - before)
         if guess is not None:  # as far as the networks are sure, and no motion otherwise
+            assert confidence is not None  # they come together
             expected.append(previous + confidence[:, None] * (guess - previous))
 
         def improve(nodes, part, told: bool = False) -> Answer:
@@ -137,12 +143,21 @@ class Tracker:
             match = correspond(source, target, place_weight=place_weight, expected=(places, sure))
             return improve(follow(coarse, *match), steps)
 
-        starts = [previous[coarse.nodes], rigid_start(previous, source, target)[coarse.nodes]]
+        whole = rigid_start(previous, source, target)
+        moved, rigid = self.parts.follow([*expected, whole], target, expected=len(expected))
+        if rigid.all():
+            answer = self.judge(moved, judging, self.arap.stretch(moved))
+            if answer.misfit <= GOOD * self.rest.misfit:
+                return moved, answer
+        starts = [previous[coarse.nodes], whole[coarse.nodes]]
+        if rigid.any():
+            starts.append(moved[coarse.nodes])
         if before is not None:
             starts.append(coarse.solve(expected[1], np.ones(len(previous)), starts[0], iterations=10))
             starts.append(rigid_start(previous, source, target, expected[1])[coarse.nodes])
         first = [improve(start, steps[:half]) for start in starts]
         if guess is not None:
+            assert confidence is not None
             guessed = coarse.solve(guess, confidence, starts[0], iterations=15)
             first.append(improve(guessed, steps[:half], told=True))
         answers = finish(first)
@@ -158,7 +173,8 @@ class Tracker:
                 last, best = best, min(best, answer, key=lambda a: a.cost)
                 if best.cost > 0.98 * last.cost:
                     break
-        return self._last_word(best.nodes, target, judging, guess if best.told else None, confidence)
+        answer = self._last_word(best.nodes, target, judging, guess if best.told else None, confidence)
+        return self._unbent(previous, *answer, target, judging)
 
     def refine(self, start: np.ndarray, target: Observation) -> tuple[np.ndarray, Residual]:
         """Pull the mesh onto a keyframe from nearly the right place [V, 3], without looking for another one."""
@@ -169,14 +185,30 @@ class Tracker:
         nodes = register_coarse(
             self.coarse, self.samples, nodes, matcher, factor=self.factor, steps=steps[len(steps) // 2 :]
         )
-        return self._last_word(nodes, target, self.judging(target))
+        judging = self.judging(target)
+        return self._unbent(start, *self._last_word(nodes, target, judging), target, judging)
 
-    def _last_word(self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None):
+    def _unbent(
+        self, previous, position, rest: Residual, target: Observation, judging: Matcher
+    ) -> tuple[np.ndarray, Residual]:
+        """An answer with the parts that move as a whole in their own shape, if that explains the capture no worse."""
+        unbent, rigid = self.parts.follow([previous, position], target, search=False)
+        if rigid.any():
+            unbent = np.where(rigid[:, None], unbent, position)
+            judged = self.judge(unbent, judging, self.arap.stretch(unbent))
+            if judged.misfit <= BARELY * rest.misfit:
+                return unbent, judged
+        return position, rest
+
+    def _last_word(
+        self, nodes, target: Observation, judging: Matcher, targets=None, confidence=None
+    ) -> tuple[np.ndarray, Residual]:
         """Every vertex on its own, from where the coarse nodes are."""
         position = register(
             self.arap, self.samples, self.coarse.positions(nodes), Matcher(target, self.colours, colour_scale=FINE_COLOUR_SCALE),
             targets=targets, confidence=confidence, factor=self.factor,
         )  # fmt: skip
+        position = self.sheets.restored(position)
         return position, self.judge(position, judging, self.arap.stretch(position))
 
 
@@ -205,11 +237,11 @@ def fit_keyframes(
     Raises:
         LimError empty_surface: a keyframe shows nothing.
     """
-    count = capture.keyframes
+    assert capture.depth_planar is not None
+    count, depth_planar = capture.keyframes, capture.depth_planar
     report = on_progress or (lambda fraction: None)
     seen = [
-        Observation(capture.depth_planar[k], capture.rgba[k], capture.camera_to_world, capture.intrinsics)
-        for k in range(count)
+        Observation(depth_planar[k], capture.rgba[k], capture.camera_to_world, capture.intrinsics) for k in range(count)
     ]
     tracker = Tracker(template, faces, arap, seen[home], smoothness)
     fitted, residuals = {home: tracker.template}, {home: tracker.rest}

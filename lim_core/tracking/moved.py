@@ -49,6 +49,7 @@ class Sheets:
 
 def sheets(capture: Capture, keyframe: int, size: int) -> Sheets:
     """Of the rig's views at every pixel of a picture of `size` pixels; a triangle lies between pixels of one surface."""
+    assert capture.depth_planar is not None
     step = max(capture.rgba.shape[2] // size, 1)
     offset = step // 2
     depth_all = capture.depth_planar[keyframe, : capture.rig_views, offset::step, offset::step]
@@ -80,8 +81,10 @@ def sheets(capture: Capture, keyframe: int, size: int) -> Sheets:
     if not points:
         empty = np.zeros((0, 3), np.float32)
         return Sheets(empty, empty, empty, np.zeros((0, 3), np.int32))
-    return Sheets(*(np.concatenate(part).astype(np.float32) for part in (points, normals, colours)),
-                  np.concatenate(faces).astype(np.int32))  # fmt: skip
+    return Sheets(
+        np.concatenate(points).astype(np.float32), np.concatenate(normals).astype(np.float32),
+        np.concatenate(colours).astype(np.float32), np.concatenate(faces).astype(np.int32),
+    )  # fmt: skip
 
 
 def cloud(sheet: Sheets, controls: int, device, seed: int = 0) -> Cloud:

@@ -110,12 +110,12 @@ class Nodes:
         mass = vertex_areas(vertices, faces)
         self.scale = float(np.sqrt(mass.sum()))  # of the surface, hardly changed by a pose
         self.mass = np.bincount(self.vertex_node, mass, len(chosen)) / mass.sum()
-        self.colours, self.area = [], []
+        colours, areas = [], []
         for radius in (0.05, 0.15):
             weight = np.exp(-((distances / (radius * self.scale)) ** 2)) * mass
-            self.area.append(weight.sum(1) / (radius * self.scale) ** 2)
-            self.colours.append((weight @ colour) / weight.sum(1, keepdims=True))
-        self.colours, self.area = np.concatenate(self.colours, 1), np.stack(self.area, 1)
+            areas.append(weight.sum(1) / (radius * self.scale) ** 2)
+            colours.append((weight @ colour) / weight.sum(1, keepdims=True))
+        self.colours, self.area = np.concatenate(colours, 1), np.stack(areas, 1)
 
     @functools.cached_property
     def sideways(self) -> np.ndarray:

@@ -113,10 +113,11 @@ class Matcher:
         self.points, self.normals, self.colours = (
             a[::step] for a in (capture.points, capture.normals, capture.colours)
         )
-        self.features = self._join(self.points, self.normals, self.colours)
+        self.features = self.features_of(self.points, self.normals, self.colours)
         self.tree = cKDTree(self.features)
 
-    def _join(self, points, normals, colours) -> np.ndarray:
+    def features_of(self, points, normals, colours) -> np.ndarray:
+        """What is compared: points, normals and colours [N, 3], each by its scale, side by side; [N, 6] without own colours."""
         parts = [points, NORMAL_SCALE * normals]
         if self.own_colours is not None:
             parts.append(self.colour_scale * colours)
@@ -128,7 +129,7 @@ class Matcher:
         chosen = np.arange(0, len(points), 1 if self.most is None else max(1, 2 * len(points) // self.most))
         colours = None if self.own_colours is None else self.own_colours[chosen]
         points, normals = points[chosen], normals[chosen]
-        return chosen, points, normals, colours, self._join(points, normals, colours)
+        return chosen, points, normals, colours, self.features_of(points, normals, colours)
 
     def pull(self, samples: Samples, position: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
         """Where the capture wants the vertices [V, 3], and how much [V]."""

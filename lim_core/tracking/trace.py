@@ -154,7 +154,8 @@ def trace_outwards(
     after = trace_chain(
         template, intervals[home:], arap, stiffness=stiffness, on_progress=lambda f: report(share + (1 - share) * f)
     )
-    return tuple(np.concatenate([b[:0:-1], a]) for b, a in zip(before, after))
+    positions, confidence = (np.concatenate([b[:0:-1], a]) for b, a in zip(before, after))
+    return positions, confidence
 
 
 def nearest_surface(

@@ -41,7 +41,8 @@ def export(work: Path, out: Path, networks: Sequence[str], files: int = FILES) -
             "weights_missing", f"There is nothing to bring home from {work} yet.", "Let the recipe run first."
         )
     shards: list[dict[str, Tensor]] = []
-    taken, left_out = [], []
+    taken: list[str] = []
+    left_out: list[str] = []
     for network, folder in sources.items():
         tensors = {f"{network}/{name}": tensor.half() for name, tensor in _tensors(folder).items()}
         more = _packed(shards, tensors)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ..shared import files
 
 TABLES = ("log", "watch")
 
@@ -83,9 +84,7 @@ def append(path: Path, row: dict) -> None:
 
 
 def _write(path: Path, columns: list[str], rows: list[dict]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with files.writing(path, text=True, newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

@@ -98,7 +98,7 @@ def pictures(sequence: dict, step: int, views: list[int], size: int) -> np.ndarr
     stack[..., 4], stack[..., 5] = depth * known, known
     # Slices added up: numpy's mean over two axes of so few entries takes five times as long.
     parts = [stack[:, i::factor, j::factor] for i in range(factor) for j in range(factor)]
-    small = sum(parts) / np.float32(factor * factor)
+    small = np.asarray(sum(parts)) / np.float32(factor * factor)
     small[..., 4] /= np.maximum(small[..., 5], 1e-6)
     small[..., 5] = (small[..., 5] > 0) & (small[..., 3] > 0.5)
     small[..., 4] *= small[..., 5]

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             bring_home_now(args, work)
     finally:
-        call.close()
+        call.release()
     print("recipe: finished" if done else "recipe: to be continued; give the same command again", flush=True)
     return 0
 

@@ -21,9 +21,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from ..data.sequences import SHARD, fill
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 
 SHARDS_AT_ONCE = 4  # between two looks at the settings and at the size of the cache
@@ -35,40 +35,21 @@ WATCH_EVERY = 25  # one pack in so many is watched and never trained on
 # ---- locks --------------------------------------------------------------------------------------------------------
 
 
-def lock(path: Path, patience: float = 1.0) -> IO[str] | None:
-    """Take a lock until the process ends or the file is closed; None while another process has it. Holds the process id.
+def lock(path: Path, patience: float = 1.0) -> files.Lock | None:
+    """A lock whose file, in a folder that is made, holds the process id; None while another process has it.
 
     Args:
         patience: seconds to try again: who only asks whether a lock is held takes it for an instant.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
-    until = time.monotonic() + patience
-    while not _locked(file):
-        if time.monotonic() > until:
-            file.close()
-            return None
-        time.sleep(0.02)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
-def _locked(file: IO[str]) -> bool:
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(1 << 20)  # beyond the text, which others may read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        mine = files.Lock(path, patience)
+    except BlockingIOError:
+        return None
+    mine.file.truncate(0)
+    mine.file.write(str(os.getpid()).encode())
+    mine.file.flush()
+    return mine
 
 
 def holder(path: Path) -> int | None:
@@ -77,7 +58,7 @@ def holder(path: Path) -> int | None:
         return None
     mine = lock(path, patience=0)
     if mine is not None:
-        mine.close()
+        mine.release()
         return None
     text = path.read_text(encoding="utf-8").strip()
     return int(text) if text.isdigit() else None
@@ -90,9 +71,7 @@ def start(work: Path, count: int, settings: dict) -> list[subprocess.Popen]:
     """Write the settings and start those of `count` renderers that are not there; returns what was started."""
     folder = work / "renderers"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "settings.json.tmp"
-    temporary.write_text(json.dumps(settings), encoding="utf-8")
-    os.replace(temporary, folder / "settings.json")
+    files.write_text(folder / "settings.json", json.dumps(settings))
     path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     started = []

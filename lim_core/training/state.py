@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,9 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..networks import checkpoint, config
-from ..networks.config import ModelConfig
+from ..networks.config import ModelConfig, MotionConfig
 from ..networks.lim import LIM
 from ..networks.lrm import LRM
+from ..shared import files
 from ..shared.errors import LimError, from_os_error
 from . import logs
 
@@ -59,7 +59,9 @@ class Counters:
 # ---- which run ----------------------------------------------------------------------------------------------------
 
 
-def claim(out: Path, network: str, model_config: ModelConfig, batch: int, arguments: dict, held_out: list) -> list:
+def claim(
+    out: Path, network: str, model_config: ModelConfig | MotionConfig, batch: int, arguments: dict, held_out: list
+) -> list:
     """Make the folder this run's, or see that it is; returns the sequences that this run watches.
 
     Raises:
@@ -198,15 +200,13 @@ def save(
             tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
     if scale is not None:
         tensors["scale"] = scale
-    temporary = out / f"{STATE}.tmp"
     metadata = {"counters": json.dumps(dataclasses.asdict(counters))}
+    files.clear_leftovers(out)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
-        os.replace(temporary, out / STATE)
+        with files.writing_path(out / STATE) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise _not_written(error, out / STATE) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def restore(
@@ -245,7 +245,7 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def save_checkpoint(
-    folder: Path, network: str, model_config: ModelConfig, average: dict[str, Tensor], training: dict
+    folder: Path, network: str, model_config: ModelConfig | MotionConfig, average: dict[str, Tensor], training: dict
 ) -> None:
     """The averaged weights as a checkpoint folder. Raises LimError like `save`."""
     averaged = checkpoint.build(network, model_config)
@@ -253,8 +253,6 @@ def save_checkpoint(
     try:
         checkpoint.save(folder, network, averaged.eval(), training)
     except (OSError, SafetensorError) as error:
-        for part in folder.glob("*.tmp"):
-            part.unlink(missing_ok=True)
         raise _not_written(error, folder) from None
 
 
@@ -262,16 +260,12 @@ def keep_best(out: Path, watched: dict[str, float]) -> None:
     """Copy `checkpoint/` to `best/` if its score is the highest so far."""
     if watched["score"] <= best_score(out):
         return
-    temporary = out / "best.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(out / "checkpoint", temporary)
-        training = json.loads((temporary / "training.json").read_text(encoding="utf-8"))
-        checkpoint.write_json(temporary / "training.json", {**training, "watched": watched})
-        shutil.rmtree(out / "best", ignore_errors=True)
-        os.replace(temporary, out / "best")
+        with files.writing_folder(out / "best") as temporary:
+            shutil.copytree(out / "checkpoint", temporary, dirs_exist_ok=True)
+            training = json.loads((temporary / "training.json").read_text(encoding="utf-8"))
+            checkpoint.write_json(temporary / "training.json", {**training, "watched": watched})
     except (OSError, shutil.Error) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise _not_written(error, out / "best") from None
 
 

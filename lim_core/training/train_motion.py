@@ -230,8 +230,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def on(pair: Pair, where: torch.device) -> Pair:
-    sides = [Side(s.cloud.to(where), s.other.to(where), s.way.to(where)) for s in (pair.source, pair.target)]
-    return Pair(*sides, pair.alpha.to(where), pair.path.to(where))
+    source, target = (
+        Side(side.cloud.to(where), side.other.to(where), side.way.to(where)) for side in (pair.source, pair.target)
+    )
+    return Pair(source, target, pair.alpha.to(where), pair.path.to(where))
 
 
 def begin_from(model: Motion, folder: str) -> None:

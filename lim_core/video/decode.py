@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..shared.errors import LimError
+from ..shared.video_options import CLIP_PICTURES
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".tga")
 PICTURE_RATE = 24.0
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the alpha of WebM out
 HINT = "Convert it to MP4 (H.264) or to PNG pictures."
@@ -57,7 +57,7 @@ def open_source(path: str | Path, fps: float = 0.0) -> Source:
     """
     path = Path(path)
     if path.is_dir():
-        pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=natural)
+        pictures = sorted((p for p in path.iterdir() if p.suffix.lower() in CLIP_PICTURES), key=natural)
         if not pictures:
             raise LimError("bad_video", f"There are no pictures in the folder “{path.name}”.", "Choose another.")
         return Source(path, pictures, fps or PICTURE_RATE)
@@ -65,7 +65,7 @@ def open_source(path: str | Path, fps: float = 0.0) -> Source:
         raise LimError("missing_file", f"There is no clip “{path}”.", "Check the path.")
     if path.stat().st_size == 0:
         raise LimError("bad_video", f"The clip “{path.name}” is an empty file.", "Export it again.")
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in CLIP_PICTURES:
         number = re.search(r"(\d+)(?!.*\d)", path.stem)
         pictures = [path]
         if number:

@@ -8,19 +8,21 @@ all that it depends on; the files of the capture are written at the very end, or
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..job import result
+from ..job import artefacts, result
+from ..job.artefacts import Generated, Imported
+from ..job.capture import Capture
 from ..job.reporter import Reporter
 from ..job.state import State, code_key, key_of
 from ..networks import checkpoint
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
 from ..shared.request import Request, with_clip
+from ..shared.video_options import CLIP_PICTURES
 from . import body, clip, decode, foreground, views
 
 SHARES = {"import": 0.06, "views": 0.14}  # of the whole job
@@ -40,41 +42,39 @@ def run(job: Path, request: Request, device: torch.device, reporter: Reporter) -
         code, [stamp(p) for p in (request.video, request.mask, request.matting)], request.image_size,
         {name: getattr(request, name) for name in FIELDS},
     )  # fmt: skip
-    started = time.monotonic()
     reporter.stage("import", 0, count, 0.0, SHARES["import"])
-    found = state.load("import", key)
-    if found is None:
+
+    def imported() -> Imported:
         (job / protocol.CLIP_FILE).unlink(missing_ok=True)
-        found = import_clip(request, reporter)
-        state.keep("import", key, found)
-        reporter.seconds["import"] = round(time.monotonic() - started, 3)
-    else:
-        for code_, message, hint in found["warnings"].reshape(-1, 3):
-            reporter.warning(str(code_), str(message), str(hint))
-    result.save_image(job / protocol.CLIP_PREVIEW, views.sheet(found["rgba"][:, None]))
+        return import_clip(request, reporter)
+
+    found = artefacts.obtain(state, "import", Imported, key, imported)
+    for warning in found.warnings:
+        reporter.warning(*map(str, warning))
+    result.save_image(job / protocol.CLIP_PREVIEW, views.sheet(found.rgba[:, None]))
     write_clip(job, request, found)
     reporter.event("preview", path=protocol.CLIP_PREVIEW, label="the object in the clip")
     asked = with_clip(request, job)
-    asked = dataclasses.replace(asked, has_depth=True, fps=float(found["fps"]))
+    asked = dataclasses.replace(asked, has_depth=True, fps=found.fps)
 
     from . import adapters  # diffusers takes a second to import
 
-    started = time.monotonic()
     reporter.stage("views", 1, count, SHARES["import"], SHARES["views"])
     folder = Path(request.views_model) if request.views_model else checkpoint.BUNDLED / "multiview"
     key = key_of(key, adapters.weights_key(folder), request.elevation, request.views)
-    kept = state.load("views", key)
-    if kept is None or not all((job / name).is_file() for name in capture_files(asked)):
-        made = make_views(job, asked, found["rgba"], adapters.load(folder, device), reporter)
-        state.keep("views", key, {"made": made})
-        reporter.seconds["views"] = round(time.monotonic() - started, 3)
+    whole = all((job / name).is_file() for name in capture_files(asked))
+    artefacts.obtain(
+        state, "views", Generated, key,
+        lambda: make_views(job, asked, found.rgba, adapters.load(folder, device), reporter), whole,
+    )  # fmt: skip
+    reporter.seconds |= {stage: round(state.seconds[stage], 3) for stage in state.computed}
     reporter.event("preview", path=protocol.VIEWS_PREVIEW, label="generated views")
     reporter.stages_before, reporter.share_before = len(SHARES), sum(SHARES.values())
     return asked
 
 
-def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
-    """The keyframes cut out and cropped, and what there is to know of the clip, as arrays."""
+def import_clip(request: Request, reporter: Reporter) -> Imported:
+    """The keyframes cut out and cropped, and what there is to know of the clip; its warnings are not told yet."""
     source = decode.open_source(request.video, request.video_fps)
     plan = clip.plan(source, request, lambda fraction: reporter.progress(0.4 * fraction))
     warnings = list(plan.warnings)
@@ -115,55 +115,53 @@ def import_clip(request: Request, reporter: Reporter) -> dict[str, np.ndarray]:
         ))  # fmt: skip
     box = clip.square([picture[..., 3] for picture in pictures])
     rgba = np.stack([clip.cut(picture, box, request.image_size) for picture in pictures])
-    for warning in warnings:
-        reporter.warning(*warning)
-    return {
-        "rgba": rgba,
-        "box": np.array(box),
-        "resolution": np.array(plan.size),
-        "rotation": np.array(source.rotation),
-        "pixel_aspect": np.array(source.pixel_aspect),
-        "fps": np.array(plan.fps),
-        "range": np.array([plan.numbers[0], plan.numbers[-1], plan.count, plan.step, int(np.diff(plan.keyframes)[-1])]),
-        "seconds": plan.seconds[plan.keyframes],
-        "kind": np.array(matte.kind),
-        "pictures": np.array([path.name for path in source.pictures], dtype=str),
-        "folder": np.array(str(source.pictures[0].parent) if source.pictures else ""),
-        "warnings": np.array(warnings, dtype=str).reshape(-1, 3),
-    }
+    return Imported(
+        rgba=rgba,
+        box=np.array(box, np.float64),
+        resolution=np.array(plan.size),
+        rotation=int(source.rotation),
+        pixel_aspect=float(source.pixel_aspect),
+        fps=float(plan.fps),
+        first=plan.numbers[0],
+        last=plan.numbers[-1],
+        count=plan.count,
+        step=plan.step,
+        last_step=int(np.diff(plan.keyframes)[-1]),
+        times=plan.seconds[plan.keyframes],
+        foreground=matte.kind,
+        pictures=np.array([path.name for path in source.pictures], dtype=str),
+        folder=str(source.pictures[0].parent) if source.pictures else "",
+        warnings=np.array(warnings, dtype=str).reshape(-1, 3),
+    )
 
 
-def write_clip(job: Path, request: Request, found: dict[str, np.ndarray]) -> None:
+def write_clip(job: Path, request: Request, found: Imported) -> None:
     """capture/clip.json (docs/video.md)."""
-    first, last, count, step, last_gap = (int(n) for n in found["range"])
-    fps = float(found["fps"])
-    keyframes = request.video_start + np.round((found["seconds"] - found["seconds"][0]) * fps, 3)
-    camera, intrinsics = clip.full_camera(tuple(found["box"]), request.elevation)
+    keyframes = request.video_start + np.round((found.times - found.times[0]) * found.fps, 3)
+    camera, intrinsics = clip.full_camera(tuple(found.box), request.elevation)
     (job / protocol.CAPTURE_FOLDER).mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(job / protocol.CLIP_FILE, {
         "path": request.video,
-        "files": [str(name) for name in found["pictures"]],
-        "folder": str(found["folder"]),
-        "resolution": [int(n) for n in found["resolution"]],
-        "rotation": int(found["rotation"]),
-        "pixel_aspect": float(found["pixel_aspect"]),
-        "fps": fps, "first": first, "last": last, "count": count,
-        "frame_start": request.video_start - (first - 1),
-        "step": step, "keyframes": [float(frame) for frame in keyframes], "inbetweens": step - 1,
-        "last_inbetweens": last_gap - 1,
+        "files": [str(name) for name in found.pictures],
+        "folder": found.folder,
+        "resolution": [int(n) for n in found.resolution],
+        "rotation": found.rotation,
+        "pixel_aspect": found.pixel_aspect,
+        "fps": found.fps, "first": found.first, "last": found.last, "count": found.count,
+        "frame_start": request.video_start - (found.first - 1),
+        "step": found.step, "keyframes": [float(frame) for frame in keyframes], "inbetweens": found.step - 1,
+        "last_inbetweens": found.last_step - 1,
         "camera_to_world": camera.tolist(), "intrinsics": intrinsics.tolist(),
-        "crop": [float(x) for x in found["box"]],
-        "foreground": str(found["kind"]),
+        "crop": [float(x) for x in found.box],
+        "foreground": found.foreground,
     })  # fmt: skip
 
 
-def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Reporter) -> np.ndarray:
+def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Reporter) -> Generated:
     """Write the capture of cut-outs uint8 [K, S, S, 4] and of the views that the model makes of them, and the preview.
 
     Args:
         model: from `adapters.load`.
-    Returns:
-        The views as they were made, float16 [K, V, 5, s, s].
     """
     made = model(views.shrink(rgba, model.size), asked.elevation, lambda f: reporter.progress(0.5 * f))
     camera, lens = (torch.from_numpy(x) for x in model.cameras(asked.elevation, model.size))
@@ -176,9 +174,9 @@ def make_views(job: Path, asked: Request, rgba: np.ndarray, model, reporter: Rep
         bodies.append(body.capture(pictures[k], depth[k], camera, lens))
         reporter.progress(0.5 + 0.5 * (k + 1) / len(rgba))
     pictures, depth = (np.stack(part) for part in zip(*bodies))
-    write_capture(job, pictures, depth, camera, lens)
+    Capture(pictures, depth, camera, lens, asked.rig_views).write(job)
     result.save_image(job / protocol.VIEWS_PREVIEW, views.sheet(pictures[:, : asked.rig_views]))
-    return made.half().numpy()
+    return Generated(made.half().numpy())
 
 
 def capture_files(asked: Request) -> list[str]:
@@ -187,24 +185,13 @@ def capture_files(asked: Request) -> list[str]:
     return [protocol.CAMERAS_FILE, *pictures, *(protocol.depth_file(k) for k in keyframes), protocol.VIEWS_PREVIEW]
 
 
-def write_capture(job: Path, rgba, depth, camera_to_world, intrinsics) -> None:
-    """What Blender's capture writes; files of an earlier capture go first."""
-    for old in (job / protocol.CAPTURE_FOLDER).glob("k[0-9]*_*"):
-        old.unlink()
-    for k in range(len(rgba)):
-        for v in range(rgba.shape[1]):
-            result.save_image(job / protocol.image_file(k, v), np.ascontiguousarray(rgba[k, v]))
-        result.save_arrays(job / protocol.depth_file(k), depth_planar=depth[k])
-    result.save_arrays(job / protocol.CAMERAS_FILE, camera_to_world=camera_to_world, intrinsics=intrinsics)
-
-
 def stamp(path: str) -> list:
     """What tells a clip, or a folder of pictures, from a changed one."""
     if not path:
         return []
     place = Path(path)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
-    if place.suffix.lower() in decode.PICTURES and place.is_file():
+    if place.suffix.lower() in CLIP_PICTURES and place.is_file():
         files = sorted(p for p in place.parent.iterdir() if p.suffix == place.suffix)
     return [path, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.is_file())]
 

@@ -451,7 +451,7 @@ def test_a_cancelled_job_leaves_the_scene_untouched(scene, settings, stage):
     began = time.monotonic()
     job = _cancel_at(scene, settings("good:20"), stage)
     assert time.monotonic() - began < 15 and snapshot(scene) == before and jobs.active is None
-    job_folders.Lock(job.folder).release()
+    job_folders.lock(job.folder).release()
 
 
 def test_a_cancel_at_the_last_moment_writes_nothing(scene, settings):

@@ -499,6 +499,10 @@ def test_choosing_a_clip_says_what_it_holds(addon, scene, pictures, film, tmp_pa
     single = tmp_path / "one.png"
     shutil.copy(pictures / "f_005.png", single)
     assert import_video.describe(str(single)) == "One picture, 64 × 48"
+    for suffix, words in ((".exr", "There are no pictures in this folder."), (".tga", "1 pictures")):
+        (tmp_path / suffix).mkdir()
+        (tmp_path / suffix / f"0001{suffix}").touch()
+        assert import_video.describe(str(tmp_path / suffix)) == words, "as the backend will see it"
     assert len(bpy.data.movieclips) == clips == 0
     for missing in ("", str(tmp_path / "gone.mp4")):
         with pytest.raises(RuntimeError, match="no such video"):

@@ -24,15 +24,15 @@ install_import_hook(
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from lim_core.data import procedural
+from lim_core.job.capture import Capture
 from lim_core.mesh import rays
 from lim_core.networks import checkpoint, config
 from lim_core.networks.config import ModelConfig
 from lim_core.networks.images import Views
-from lim_core.shared import cameras, protocol, request
+from lim_core.shared import cameras, request
 
 TINY = ModelConfig(
     image_size=32, patch=8, width=32, heads=2, encoder_blocks=1, blocks=3, lim_blocks=2, plane_tokens=4, upsample=4,
@@ -85,13 +85,9 @@ def make_job(folder: Path, weights: Path | str = "", *, still: bool = False, see
     frames = [0, 0, 0] if still else [0, last * 0.2, last * 0.4]
     positions = pack.model_positions(0, frames)
     camera, intrinsics = cameras.job_cameras(size, views)
-    (folder / protocol.CAPTURE_FOLDER).mkdir(parents=True)
-    for k, vertices in enumerate(positions):
-        seen = rays.render(pack, vertices, camera, intrinsics, size)
-        for v in range(views):
-            Image.fromarray(seen.rgba[v]).save(folder / protocol.image_file(k, v))
-        np.savez(folder / protocol.depth_file(k), depth_planar=seen.depth_planar)
-    np.savez(folder / protocol.CAMERAS_FILE, camera_to_world=camera, intrinsics=intrinsics)
+    seen = [rays.render(pack, vertices, camera, intrinsics, size) for vertices in positions]
+    rgba, depth = (np.stack([getattr(row, name) for row in seen]) for name in ("rgba", "depth_planar"))
+    Capture(rgba, depth, camera, intrinsics, rig_views=4).write(folder)
     settings = {
         "keyframes": (1.0, 5.0, 9.0),
         "inbetweens": 1,

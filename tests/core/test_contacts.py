@@ -9,6 +9,7 @@ import trimesh
 from scipy.spatial import cKDTree
 
 import shapes
+from lim_core.job.artefacts import Surfaces, Template
 from lim_core.job.capture import Capture
 from lim_core.job.reporter import Reporter
 from lim_core.mesh import surface
@@ -87,12 +88,10 @@ def test_the_template_is_cut_where_parts_only_touched():
     capture = Capture(np.stack([s[1] for s in seen]), np.stack([s[0] for s in seen]), *rig, 4)
     asked = Request(keyframes=(1.0, 2.0), inbetweens=0, template_faces=1600, image_size=128, views=8)
     vertices, triangles = of_mesh.fused_mesh(asked, capture, 0)
-    template = {"vertices": vertices.astype(np.float32), "faces": triangles.astype(np.int32), "home": np.array(0)}
-    still = np.concatenate([template["vertices"]] * 2)  # networks that know of no motion
-    surfaces = {
-        "points": still, "canonical": still, "start": np.array([0, len(vertices), 2 * len(vertices)]),
-        "interval": np.zeros(2, int), "alpha": np.array([0.0, 1.0]),
-    }  # fmt: skip
+    template = Template(vertices.astype(np.float32), triangles.astype(np.int32), home=0)
+    still = np.concatenate([template.vertices] * 2)  # networks that know of no motion
+    starts = np.array([0, len(vertices), 2 * len(vertices)])
+    surfaces = Surfaces(still, still, interval=np.zeros(2, int), alpha=np.array([0.0, 1.0]), start=starts)
     reporter = Reporter(machine=False)
     traced = of_mesh.trace_template(asked, template, surfaces, reporter)
     result = of_mesh.fit_apart(asked, capture, template, surfaces, traced, reporter)
@@ -100,9 +99,11 @@ def test_the_template_is_cut_where_parts_only_touched():
     def holes(vertices, faces) -> int:
         return 1 - (len(vertices) - len(surface.edges_of(faces)) + len(faces)) // 2
 
-    assert holes(vertices, triangles) == 1 and holes(result["vertices"], result["faces"]) == 0
-    assert len(result["positions"][1]) == len(result["vertices"]) == len(result["traced"][1])
-    assert not contacts.webbed(result["vertices"], result["faces"], result["keyframes"], capture).any()
+    cut = result.template
+    assert holes(vertices, triangles) == 1 and holes(cut.vertices, cut.faces) == 0
+    assert len(result.positions[1]) == len(cut.vertices) == len(result.traced.positions[1])
+    assert len(template.vertices) == len(traced.positions[1]) == len(vertices), "what was found before stays as it was"
+    assert not contacts.webbed(cut.vertices, cut.faces, result.keyframes, capture).any()
     there = surface.captured_points(capture.depth_planar[1], *rig)[0]
-    off, _ = cKDTree(there).query(result["positions"][1])
+    off, _ = cKDTree(there).query(result.positions[1])
     assert off.mean() < 0.02 and np.percentile(off, 95) < 0.06

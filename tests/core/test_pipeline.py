@@ -21,6 +21,7 @@ from conftest import make_job
 from lim_core.networks import checkpoint
 from lim_core.shared import protocol, request
 from lim_core.shared.errors import LimError
+from lim_core.stages import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +93,35 @@ def test_a_repeated_run_redoes_only_what_changed(finished):
     assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture"]
 
 
+def test_a_stage_that_is_kept_in_another_form_or_lacks_pictures_is_redone(finished, tmp_path):
+    job = tmp_path / "job"
+    shutil.copytree(finished[0], job)
+    with np.load(job / "state/fit.npz") as data:  # the key is right, the form is that of an older add-on
+        older = {name: data[name] for name in ("key", "seconds", "positions", "confidence", "residuals")}
+    np.savez(job / "state/fit.npz", **older)
+    (job / protocol.preview_file("triplane", 4, 0)).unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in (job / "state").iterdir()}
+    code, _, errors = finish(start(job))
+    assert code == 0, errors
+    assert (job / protocol.preview_file("triplane", 4, 0)).is_file()
+    changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
+    assert changed == {"interpolate.npz", "fit.npz"}
+    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["interpolate", "fit"]
+    with np.load(job / protocol.RESULT_ARRAYS) as redone, np.load(finished[0] / protocol.RESULT_ARRAYS) as first:
+        for name in ("positions", "faces", "confidence", "feed_forward", "loop_uvs"):
+            np.testing.assert_array_equal(redone[name], first[name])
+
+
+def test_the_table_of_stages_is_whole():
+    assert [stage.name for stage in pipeline.STAGES] == list(protocol.STAGES)
+    assert sum(stage.share for stage in pipeline.STAGES) == pytest.approx(1)
+    known = {field.name for field in dataclasses.fields(request.Request)}
+    for index, stage in enumerate(pipeline.STAGES):
+        before = {earlier.name for earlier in pipeline.STAGES[:index]}
+        assert {*stage.after, *stage.without_depth} <= before and set(stage.settings) <= known, stage.name
+    assert len({stage.artefact for stage in pipeline.STAGES}) == len(pipeline.STAGES), "`Found` knows them by type"
+
+
 def test_fewer_shape_keys_are_chosen_at_the_end(finished):
     job, _ = finished
     asked = request.read(job)
@@ -145,6 +175,29 @@ def test_a_followed_object_is_put_back_on_its_way(finished, tmp_path):
             "in between it speeds up, for the second half of the way is twice as long; it goes nowhere else"
         )
     assert (job / protocol.TEXTURE_FILE).read_bytes() == (finished[0] / protocol.TEXTURE_FILE).read_bytes()
+
+
+def test_what_is_written_as_a_capture_is_read_as_it(tmp_path):
+    """Without depth, too; nothing of an earlier, longer capture stays, and the same pictures make the same fingerprint."""
+    from lim_core.job import capture
+
+    make_job(tmp_path / "longer")
+    asked = request.read(tmp_path / "longer")
+    first = capture.read(tmp_path / "longer", asked)
+    assert first.keyframes == 3 and first.depth_planar.any()
+    first.write(tmp_path / "copy")
+    assert capture.fingerprint(tmp_path / "copy") == capture.fingerprint(tmp_path / "longer")
+    shorter = dataclasses.replace(first, rgba=255 - first.rgba[:2], depth_planar=None)
+    shorter.write(tmp_path / "longer")
+    assert not (tmp_path / "longer" / protocol.image_file(2, 0)).exists()
+    assert not list((tmp_path / "longer" / protocol.CAPTURE_FOLDER).glob("*depth*"))
+    again = capture.read(
+        tmp_path / "longer", dataclasses.replace(asked, keyframes=asked.keyframes[:2], has_depth=False)
+    )
+    np.testing.assert_array_equal(again.rgba, shorter.rgba)
+    np.testing.assert_array_equal(again.camera_to_world, first.camera_to_world)
+    np.testing.assert_array_equal(again.intrinsics, first.intrinsics)
+    assert again.depth_planar is None and again.rig_views == first.rig_views
 
 
 def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):

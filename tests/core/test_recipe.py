@@ -38,7 +38,7 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
     assert renderers.holder(path) is None
     mine = renderers.lock(path)
     assert mine is not None and renderers.holder(path) == os.getpid()
-    mine.close()
+    mine.release()
     assert renderers.holder(path) is None
 
 
@@ -131,7 +131,7 @@ def test_one_recipe_at_a_time(tmp_path, monkeypatch):
     held = renderers.lock(tmp_path / "call.lock")
     with pytest.raises(LimError, match="already running"):
         recipe.main(["-", str(tmp_path)])
-    held.close()
+    held.release()
 
 
 def test_renderers_that_fail_say_why(tmp_path):

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 import clips
-from lim_core.job.reporter import Reporter
+from lim_core.job.artefacts import Imported
+from lim_core.job.reporter import Silent
 from lim_core.shared import cameras, protocol, request
 from lim_core.shared.errors import LimError
 from lim_core.shared.request import Request
+from lim_core.shared.video_options import CLIP_PICTURES
 from lim_core.video import clip, decode, foreground, importing
 
 
@@ -22,17 +24,10 @@ def asked(path, **changes) -> Request:
     return Request(keyframes=(), source="video", video=str(path), image_size=64, **{"video_step": 2, **changes})
 
 
-def quiet() -> Reporter:
-    reporter = Reporter(machine=False)
-    reporter.event = lambda *args, **fields: None
-    return reporter
-
-
-def imported(path, **changes) -> tuple[dict, list[str]]:
+def imported(path, **changes) -> tuple[Imported, list[str]]:
     """What the stage found, and the codes of its warnings."""
-    reporter = quiet()
-    found = importing.import_clip(asked(path, **changes), reporter)
-    return found, [warning["code"] for warning in reporter.warnings]
+    found = importing.import_clip(asked(path, **changes), Silent())
+    return found, found.warnings[:, 0].tolist()
 
 
 def refused(path, **changes) -> LimError:
@@ -72,9 +67,9 @@ def test_every_kind_of_film(tmp_path, name, codec, pixels, alpha):
     assert [frame.number for frame in read] == [1, 2, 3, 4, 5]
     assert np.allclose([frame.seconds for frame in read], np.arange(5) / 12, atol=0.01)
     found, warnings = imported(path, video_step=1)
-    assert found["kind"] == ("alpha" if alpha else "key") and not warnings
-    for cut, true in zip(found["rgba"], frames):
-        assert same_shape(cut[..., 3], clip.cut(true, tuple(found["box"]), 64)[..., 3]) > (0.9 if alpha else 0.8)
+    assert found.foreground == ("alpha" if alpha else "key") and not warnings
+    for cut, true in zip(found.rgba, frames):
+        assert same_shape(cut[..., 3], clip.cut(true, tuple(found.box), 64)[..., 3]) > (0.9 if alpha else 0.8)
         middle = cut[32, 32].astype(int)
         assert np.abs(middle[:3] - (220, 60, 40)).max() < 40 and middle[3] == 255
 
@@ -85,10 +80,10 @@ def test_an_animated_gif(tmp_path, clear):
     first, *rest = [Image.fromarray(f) for f in frames]
     first.save(tmp_path / "c.gif", save_all=True, append_images=rest, duration=80, disposal=2)
     found, warnings = imported(tmp_path / "c.gif", video_step=1)
-    assert found["kind"] == ("alpha" if clear else "key") and not warnings
-    assert np.allclose(found["seconds"], np.arange(5) * 0.08)
-    for cut, true in zip(found["rgba"], frames if clear else [clips.frame(i) for i in range(5)]):
-        assert same_shape(cut[..., 3], clip.cut(true, tuple(found["box"]), 64)[..., 3]) > 0.9
+    assert found.foreground == ("alpha" if clear else "key") and not warnings
+    assert np.allclose(found.times, np.arange(5) * 0.08)
+    for cut, true in zip(found.rgba, frames if clear else [clips.frame(i) for i in range(5)]):
+        assert same_shape(cut[..., 3], clip.cut(true, tuple(found.box), 64)[..., 3]) > 0.9
 
 
 def test_a_turned_phone_film_comes_upright(tmp_path):
@@ -149,9 +144,26 @@ def test_a_film_that_breaks_off(tmp_path):
     path.write_bytes(data[: len(data) // 3])
     try:
         found, _ = imported(path)
-        assert len(found["rgba"]) < 11
+        assert len(found.rgba) < 11
     except LimError as error:
         assert error.code in ("bad_video", "one_keyframe")
+
+
+@pytest.mark.parametrize("suffix", CLIP_PICTURES)
+def test_every_kind_of_picture_is_read(tmp_path, suffix):
+    """What counts as a picture of a clip, on both sides, can be decoded, in a folder and by one file's name."""
+    kind = ".jpg" if suffix in (".jpg", ".jpeg", ".bmp") else suffix
+    folder = clips.pictures(tmp_path / "clip", [clips.frame(i) for i in range(2)], kind)
+    for file in list(folder.iterdir()):
+        if suffix == ".bmp":
+            Image.open(file).save(file.with_suffix(suffix))
+            file.unlink()
+        else:
+            file.rename(file.with_suffix(suffix))
+    for path in (folder, folder / f"shot 8{suffix}"):
+        source = decode.open_source(path)
+        assert [picture.name for picture in source.pictures] == [f"shot 8{suffix}", f"shot 9{suffix}"]
+        assert [frame.rgba.shape for frame in decode.frames(source)] == [clips.frame(0).shape] * 2
 
 
 def test_other_flaws_of_clips(tmp_path):
@@ -188,13 +200,13 @@ def test_a_cut_leaves_the_longest_shot(tmp_path):
     other = [np.full((64, 96, 4), 255, np.uint8) * np.uint8([0, 0, 1, 1]) for _ in range(3)]
     frames = [clips.over(clips.frame(i)) for i in range(9)]
     found, warnings = imported(clips.pictures(tmp_path / "clip", [*other, *frames]))
-    assert warnings == ["video_cut"] and found["range"].tolist()[:2] == [4, 12]
+    assert warnings == ["video_cut"] and (found.first, found.last) == (4, 12)
 
 
 def test_a_long_clip_gets_no_more_keyframes_than_can_be_worked_on(tmp_path):
     folder = clips.pictures(tmp_path / "clip", [clips.frame(i, 80, 80) for i in range(80)])
     found, warnings = imported(folder, video_step=1)
-    assert warnings == ["long_clip"] and len(found["rgba"]) <= clip.MOST_KEYFRAMES
+    assert warnings == ["long_clip"] and len(found.rgba) <= clip.MOST_KEYFRAMES
 
 
 # ---- foreground --------------------------------------------------------------------------------------------------------
@@ -265,9 +277,9 @@ def test_masks_are_followed(tmp_path):
     grey = [np.dstack([*[clips.frame(i)[..., 3]] * 3, np.full((64, 96), 255, np.uint8)]) for i in range(6)]
     masks = clips.pictures(tmp_path / "masks", grey)
     found, _ = imported(folder, foreground="mask", mask=str(masks))
-    assert found["kind"] == "mask"
-    true = clip.cut(clips.frame(0), tuple(found["box"]), 64)[..., 3]
-    assert same_shape(found["rgba"][0, ..., 3], true) > 0.95
+    assert found.foreground == "mask"
+    true = clip.cut(clips.frame(0), tuple(found.box), 64)[..., 3]
+    assert same_shape(found.rgba[0, ..., 3], true) > 0.95
     few = clips.pictures(tmp_path / "few", grey[:2])
     assert "2 masks" in refused(folder, foreground="mask", mask=str(few)).message
 
@@ -284,8 +296,8 @@ def test_a_matting_model_from_a_folder(tmp_path):
     (tmp_path / "model").mkdir()
     clips.brightness_model(tmp_path / "model" / "tiny.onnx", 64)
     found, _ = imported(folder, foreground="matting", matting=str(tmp_path / "model"))
-    true = clip.cut(clips.frame(0), tuple(found["box"]), 64)[..., 3]
-    assert found["kind"] == "matting" and same_shape(found["rgba"][0, ..., 3], true) > 0.8
+    true = clip.cut(clips.frame(0), tuple(found.box), 64)[..., 3]
+    assert found.foreground == "matting" and same_shape(found.rgba[0, ..., 3], true) > 0.8
     assert refused(folder, foreground="matting").code == "no_foreground"
     assert refused(folder, foreground="matting", matting=str(tmp_path / "clip")).code == "missing_file"
     (tmp_path / "broken.onnx").write_bytes(b"no model")
@@ -297,7 +309,7 @@ def test_what_is_wrong_with_the_object_is_said(tmp_path):
     two = [np.concatenate([clips.frame(i), clips.frame(i)[:, 20:76]], 1) for i in range(3)]
     found, warnings = imported(clips.pictures(tmp_path / "two", two))
     assert warnings == ["several_objects"]
-    assert same_shape(found["rgba"][0, ..., 3], clip.cut(clips.frame(0), tuple(found["box"]), 64)[..., 3]) > 0.0
+    assert same_shape(found.rgba[0, ..., 3], clip.cut(clips.frame(0), tuple(found.box), 64)[..., 3]) > 0.0
     leaving = [np.roll(clips.frame(i), -12 * i, 1)[:, :60] for i in range(3)]
     assert "leaves_frame" in imported(clips.pictures(tmp_path / "leaving", leaving))[1]
     gone = [clips.frame(0), clips.frame(1), np.zeros_like(clips.frame(0))]
@@ -342,5 +354,5 @@ def test_nothing_is_half_imported(tmp_path):
     job = tmp_path / "job"
     job.mkdir()
     with pytest.raises(LimError):
-        importing.run(job, asked(folder), torch.device("cpu"), quiet())
+        importing.run(job, asked(folder), torch.device("cpu"), Silent())
     assert not [path for path in job.rglob("*") if path.is_file()]

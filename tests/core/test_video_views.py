@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 
 import clips
 from lim_core.data import cache, sequences
+from lim_core.job.reporter import Silent
 from lim_core.networks.images import pixel_rays
 from lim_core.shared import cameras, protocol, request, video_options
 from lim_core.shared.errors import LimError
@@ -429,22 +430,19 @@ def test_the_command_line_makes_the_request(tmp_path):
 
 
 def test_the_source_view_dominates_the_texture(finished, monkeypatch):
+    from lim_core.job import capture as captures
+    from lim_core.job.artefacts import Fitted
+    from lim_core.job.state import State
     from lim_core.mesh import texture
     from lim_core.stages import of_mesh
 
     seen = {}
     monkeypatch.setattr(texture, "bake", lambda *args, trust, **more: seen.update(trust=trust))
     asked = request.read(finished[0])
-    capture = type("Capture", (), dict.fromkeys(("rgba", "depth_planar", "camera_to_world", "intrinsics"), 1))
     monkeypatch.setattr(texture, "unwrap", lambda *args: np.zeros((1, 3, 2)))
-    template = {"vertices": None, "faces": None, "home": 0}
-    of_mesh.bake_texture(asked, capture, template, {"keyframes": None}, None, None, None, _Silent())
+    fitted = Fitted.load(State(finished[0]), "fit", str(np.load(finished[0] / "state/fit.npz")["key"]))
+    of_mesh.bake_texture(asked, captures.read(finished[0], asked), fitted, None, None, None, Silent())
     assert seen["trust"][0] == 1 and (seen["trust"][1:] < 0.2).all()
-
-
-class _Silent:
-    def progress(self, fraction: float) -> None:
-        pass
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "install")]
+from type_check import BLENDERS  # noqa: E402
+
 SIDES = ("lim_core", "blender_addon", "install")
 PYTHON = sorted(path for side in SIDES for path in (ROOT / side).rglob("*.py"))
-BLENDERS = {
-    "bpy", "bmesh", "mathutils", "bpy_extras", "bl_ui", "bl_operators", "gpu", "aud", "addon_utils", "imbuf", "freestyle",
-}  # fmt: skip
 MODULE_OF = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml", "fast-simplification": "fast_simplification"}
 
 FLOORS = (
