@@ -116,7 +116,7 @@ def test_surface_samples_are_even_and_stay_on_their_material():
     faces = np.array([[0, 1, 2], [0, 3, 4]])
     points = metrics.sample_surface(vertices, faces, 20000)
     # The large triangle has 9 times the area; a ninth of it lies over the small one.
-    assert (points.sum(1) <= 1).mean() == pytest.approx(0.2, abs=0.02)
+    assert (points.sum(1) <= 1).mean() == pytest.approx(0.2, abs=0.011)  # 4 standard deviations
     places = metrics.surface_places(vertices, faces, 50)
     twice = metrics.at_places(np.stack([vertices, vertices * 2 + 1]), faces, *places)
     np.testing.assert_allclose(twice[1], twice[0] * 2 + 1)
@@ -322,9 +322,9 @@ def test_accelerations_of_a_known_motion():
     half = depth.copy()
     half[4] = 0  # nothing is shown at one moment
     found = alpha.accelerations(positions, faces, {"truth": depth, "shaken": shaken, "half": half})
-    assert found["true"] == pytest.approx(true, rel=0.02)
-    assert found["truth"] == pytest.approx(true, rel=0.05) and found["truth.error"] < 0.05 * true
-    assert found["truth.share"] > 0.9 and found["half.share"] == pytest.approx(4 / 7 * found["truth.share"], rel=0.15)
+    assert found["true"] == pytest.approx(true, rel=0.004)
+    assert found["truth"] == pytest.approx(true, rel=0.01) and found["truth.error"] < 0.04 * true
+    assert found["truth.share"] > 0.9 and found["half.share"] == pytest.approx(4 / 7 * found["truth.share"], rel=0.02)
     # Along the ray by 0.02 of planar depth: at most 1 / cos 20° of that.
     assert 2 * 0.02 * 64 * 0.98 < found["shaken.error"] < 2 * 0.02 * 64 * 1.1
 
@@ -344,7 +344,7 @@ def test_a_bump_is_seen():
     oracle = [20.0] * 9
     smooth = [19, 18.5, 18.2, 18.1, 18, 18.1, 18.2, 18.5, 19.0]
     assert alpha.bump(oracle, smooth) < 0.2
-    assert alpha.bump(oracle, [*smooth[:3], 16.1, *smooth[4:]]) == pytest.approx(2.0, abs=0.05)
+    assert alpha.bump(oracle, [*smooth[:3], 16.1, *smooth[4:]]) == pytest.approx(2.0, abs=0.001)
 
 
 # ---- pictures

@@ -222,7 +222,7 @@ def test_own_template_keeps_its_vertices(tmp_path, tiny_weights):
 
 
 def test_cancel_keeps_the_finished_stages(tmp_path, tiny_weights):
-    job = make_job(tmp_path / "cancel", tiny_weights)
+    job = make_job(tmp_path / "cancel", tiny_weights, still=True)
     process = start(job)
     for line in process.stdout:
         if protocol.decode_event(line).get("stage") == "surface":
@@ -250,7 +250,7 @@ def test_the_worker_stops_when_blender_is_gone(tmp_path, tiny_weights):
 
 
 def test_killed_in_the_middle_leaves_a_resumable_job(tmp_path, tiny_weights):
-    job = make_job(tmp_path / "killed", tiny_weights)
+    job = make_job(tmp_path / "killed", tiny_weights, still=True)
     process = start(job)
     for line in process.stdout:
         if protocol.decode_event(line).get("stage") == "interpolate":
