@@ -265,7 +265,9 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
         mesh = middles["mesh"] = delivered(seen, networks.jobs, networks.weights, device)
         rig = slice(0, seen.capture.rig_views)
         placed = seen.capture.camera_to_world[rig], seen.capture.intrinsics[rig]
-        middles["carried"] = lrm(drawn.shown(*mesh, *placed, seen.capture.rgba.shape[2]).network_views(0, seen.size, device))[0]
+        middles["carried"] = lrm(
+            drawn.shown(*mesh, *placed, seen.capture.rgba.shape[2]).network_views(0, seen.size, device)
+        )[0]
     return middles, seconds
 
 

@@ -11,10 +11,9 @@ frame's from its own origin, unless a field says otherwise.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Float64, Int, Int32, Int64, Shaped, UInt8, jaxtyped
@@ -42,7 +41,7 @@ class Artefact:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As an npz holds it; the fields of an artefact in it are named `field.field`."""
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for name in _kinds(type(self)):
             value = getattr(self, name)
             if isinstance(value, Artefact):
@@ -87,7 +86,6 @@ class Artefact:
             return None
 
 
-@functools.cache
 def _kinds(kind: type[Artefact]) -> dict[str, Any]:
     """The types of an artefact's fields by name."""
     hints = get_type_hints(kind)
@@ -119,7 +117,7 @@ class Found:
         self._artefacts[type(artefact)] = artefact
 
     def __getitem__(self, kind: type[A]) -> A:
-        return self._artefacts[kind]
+        return cast(A, self._artefacts[kind])
 
 
 # ---- of a video ------------------------------------------------------------------------------------------------------

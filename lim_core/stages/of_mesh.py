@@ -67,6 +67,7 @@ def fused_mesh(
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """vertices [V, 3] and faces [F, 3] of what the depth of one keyframe shows; `apart` as in `surface.fuse_depth`."""
+    assert capture.depth_planar is not None
     report = on_progress or (lambda fraction: None)
     seen = (capture.depth_planar[keyframe], capture.camera_to_world, capture.intrinsics)
     vertices, faces = surface.fuse_depth(*seen, apart=apart, on_progress=lambda fraction: report(0.8 * fraction))
@@ -196,7 +197,7 @@ def fit_capture(
     confidence[entries[home]] = 1
     if networks is not None:
         moves = [networks[k].moved(fitted[k if k >= home else k + 1]) for k in range(count - 1)]
-        moves = [move if k >= home else tuple(part[::-1] for part in move) for k, move in enumerate(moves)]
+        moves = [(way, sure) if k >= home else (way[::-1], sure[::-1]) for k, (way, sure) in enumerate(moves)]
         for k, (way, sure) in enumerate(moves):
             these, outwards = slice(entries[k], entries[k + 1] + 1), slice(1, None) if k >= home else slice(0, -1)
             confidence[these][outwards] = sure[outwards]

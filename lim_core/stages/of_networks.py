@@ -52,10 +52,10 @@ def interpolated(
 ) -> Iterator[torch.Tensor]:
     """T̂ [1, 3, C, R, R] at every frame: the keyframes as LRM sees them, between them LIM's, anchored to them (or not)."""
     size = lrm.config.image_size
-    pair, end = None, (None, None)
+    pair, end = None, lrm(capture.network_views(0, size, device))
     for k, alpha in request.intervals():
         if pair != k:
-            start, features = end if pair is not None else lrm(capture.network_views(k, size, device))
+            start, features = end
             following = capture.network_views(k + 1, size, device)
             end, condition = lrm(following), lim.condition(following)
             anchors = Anchors(lim(features, condition, start.new_tensor(ENDS))[0], start, end[0]) if anchored else None
@@ -89,7 +89,8 @@ def carried(
         return lrm(drawn.shown(pack, positions[index], camera, lens, size).network_views(0, size, device))[0]
 
     end = of_keyframe(0)
-    anchors, pair, ends = None, None, {}
+    ends: dict[int, torch.Tensor] = {}
+    anchors, pair = None, None
     for index, (k, alpha) in enumerate(request.intervals()):
         if pair != k:
             start, end, pair, anchors = end, of_keyframe(k + 1), k, None
@@ -225,7 +226,7 @@ def triplane_depth(capture: Capture, reconstruction: Reconstruction, folders, de
     lrm = checkpoint.load(folders["lrm"], "lrm", device)
     size, pixels = capture.rgba.shape[2], 2 * lrm.config.image_size
     nearest = (np.arange(size) * pixels) // size
-    depth = np.zeros(capture.rgba.shape[:4], np.float32)
+    depth = np.zeros((capture.keyframes, len(capture.camera_to_world), size, size), np.float32)
     for k in range(capture.keyframes):
         planes = torch.from_numpy(reconstruction.triplanes[k]).float().to(device)[None]
         busy = occupancy(lrm.decoder, planes)

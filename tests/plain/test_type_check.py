@@ -68,8 +68,8 @@ def test_the_numbers_only_go_down():
     assert not sound and "write 0" in lines[0]
 
 
-def test_the_rooms_below_the_stages_have_no_error():
+def test_the_rooms_of_a_job_have_no_error():
     known = json.loads((ROOT / type_check.KNOWN).read_text(encoding="utf-8"))
     assert all((ROOT / folder).is_dir() and count > 0 for folder, count in known.items())
-    clean = {f"lim_core/{room}" for room in ("shared", "networks", "mesh", "tracking", "data")}
+    clean = {f"lim_core/{room}" for room in ("shared", "networks", "mesh", "tracking", "data", "job", "stages")}
     assert not clean & set(known)
