@@ -19,11 +19,17 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from blender_addon.source.compat import curves_of  # noqa: E402
-from blender_addon.source.png import decode_srgb, encode_srgb  # noqa: E402
-from lim_core.mesh import packs  # noqa: E402
-from lim_core.shared.errors import LimError  # noqa: E402
+if __name__ == "__main__":  # as a script it is no part of a package yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from blender_addon import headless
+
+    headless.load_package()
+    __package__ = f"{headless.PACKAGE}.blender_addon.tools"
+
+from ...lim_core.mesh import packs  # noqa: E402
+from ...lim_core.shared.errors import LimError  # noqa: E402
+from ..source.compat import curves_of  # noqa: E402
+from ..source.png import decode_srgb, encode_srgb  # noqa: E402
 
 GREY = (0.8, 0.8, 0.8)  # Blender's own default colour, linear
 SKIN_TOLERANCE = 0.001  # of the box's diagonal
