@@ -12,6 +12,8 @@ Rows, four held-out views each:
     lim_moved LIM, with the evidence of what is moved
     mesh      with `--jobs`: the textured mesh that a job of the two ends makes, half-way between them
     carried   with `--jobs`: LRM on what the rig would capture of that mesh: what a job's pictures show between its keyframes
+    carried_pictured, oracle_pictured  the same as `carried` and `oracle`, with colours from the pictures that LRM was shown where they
+              show a place (networks/image_colour.py): what a job's pictures are, and the best that they could be
     straight  every material point half-way on the straight line between its true places at the ends, captured, then LRM:
               what can be had without knowing how things move
     oracle    LRM on the true middle
@@ -27,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from ..job import drawn
 from ..job.artefacts import Fitted
@@ -75,7 +78,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="measure the peak memory of 4 and of 32 in-betweens too")
 
 
-Middle = torch.Tensor | tuple[packs.Pack, np.ndarray]  # a triplane, or a textured mesh and its vertices [V, 3]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mesh:
+    """A textured mesh and where its vertices [V, 3] are."""
+
+    pack: packs.Pack
+    vertices: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictured:
+    """A triplane, and a decoder that reads the pictures that it was made of."""
+
+    planes: torch.Tensor
+    decoder: nn.Module
+
+
+Middle = torch.Tensor | Mesh | Pictured
 
 
 @dataclasses.dataclass
@@ -93,7 +112,7 @@ class Networks:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        mesh = ("mesh", "carried") if self.jobs else ()
+        mesh = ("mesh", "carried", "carried_pictured") if self.jobs else ()
         by_motion = ("moved", "lim_moved") if self.motion else ()
         return (
             "linear",
@@ -106,19 +125,20 @@ class Networks:
             *mesh,
             "straight",
             "oracle",
+            "oracle_pictured",
         )
 
     def render(
         self, row: str, middle: Middle, size: int | None = None, views: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Held-out views float [V, H, W, 3] of a row's middle, on white, and what it covers there, bool [V, H, W]."""
+        if isinstance(middle, Mesh):
+            seen = scenes.truth(middle.pack, middle.vertices, middle.vertices, size, views)
+            return seen.images, seen.mask
         if isinstance(middle, torch.Tensor):
-            decoder = self.ablations.get(row, (self.lrm,))[0].decoder
-            images, _, mask = scenes.render(decoder, middle, size, views=views)
-            return images.clip(0, 1), mask > 0.5
-        textured, vertices = middle
-        drawn = scenes.truth(textured, vertices, vertices, size, views)
-        return drawn.images, drawn.mask
+            middle = Pictured(middle, self.ablations.get(row, (self.lrm,))[0].decoder)
+        images, _, mask = scenes.render(middle.decoder, middle.planes, size, views=views)
+        return images.clip(0, 1), mask > 0.5
 
 
 class Triplet:
@@ -241,6 +261,7 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
     seconds = time.monotonic() - started
     end = lrm(last)[0]
     middle = flow.between(seen.capture, 0, 2, 0.5, networks.interpolator)
+    true = lrm(seen.views(1, device))[0]
     middles: dict[str, Middle] = {
         "linear": (start + end) / 2,
         "flow": lrm(middle.network_views(0, seen.size, device))[0],
@@ -250,7 +271,8 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
             between, half
         ),
         "straight": lrm(seen.views(3, device))[0],
-        "oracle": lrm(seen.views(1, device))[0],
+        "oracle": true,
+        "oracle_pictured": Pictured(true, seen.capture.image_colour(lrm.decoder, 1, device)),
     }
     if networks.motion:
         interval = moved.Between(networks.motion, seen.capture, 0, 2, seen.size)
@@ -262,12 +284,12 @@ def predict(networks: Networks, seen: Triplet, device) -> tuple[dict[str, Middle
         given = features if own is lrm else own(first)[1]
         middles[name] = lim(given, lim.condition(last), half)[0]
     if networks.jobs:
-        mesh = middles["mesh"] = delivered(seen, networks.jobs, networks.weights, device)
+        mesh = middles["mesh"] = Mesh(*delivered(seen, networks.jobs, networks.weights, device))
         rig = slice(0, seen.capture.rig_views)
         placed = seen.capture.camera_to_world[rig], seen.capture.intrinsics[rig]
-        middles["carried"] = lrm(
-            drawn.shown(*mesh, *placed, seen.capture.rgba.shape[2]).network_views(0, seen.size, device)
-        )[0]
+        evidence = drawn.shown(mesh.pack, mesh.vertices, *placed, seen.capture.rgba.shape[2])
+        planes = middles["carried"] = lrm(evidence.network_views(0, seen.size, device))[0]
+        middles["carried_pictured"] = Pictured(planes, evidence.image_colour(lrm.decoder, 0, device))
     return middles, seconds
 
 
@@ -304,7 +326,7 @@ def summarise(rows: list[dict], names: tuple[str, ...], gap: float) -> dict:
         "gap_closed_by": {
             name: {m: gap_closed(found, m, name) for m in measures}
             for name in names
-            if name not in ("linear", "oracle")
+            if name not in ("linear", "oracle", "oracle_pictured")
         },
         "high_motion": {
             "rows": high,

@@ -2,7 +2,8 @@
 """`python -m lim_core evaluate reconstruction`: novel views of the reconstructors on packs they were not trained on.
 
 Per pack, the middle of its liveliest clip: four rig views of 128 px in, four held-out views of 128 px compared. `lrm` as it is
-bundled, and the same with the depth hidden (`no_depth`: what a video gives it).
+bundled; the same with colours from the captured pictures where they show a place (`pictured`: what a job shows,
+networks/image_colour.py); and with the depth hidden (`no_depth`: what a video gives it).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def evaluate(
     summary: dict[str, object] = {name: metrics.mean(rows, name) for name in (*NAMES, "chamfer", "canonical_error")}
     summary |= {
         "scenes": len(rows),
+        "pictured": {name: metrics.mean(rows, f"pictured_{name}") for name in metrics.PICTURE},
         "no_depth": {name: metrics.mean(rows, f"no_depth_{name}") for name in NAMES},
         "seconds_per_reconstruction": metrics.mean(rows, "seconds"),
         "seconds": seconds,
@@ -72,7 +74,7 @@ def evaluate(
         "skipped": skipped,
     }
     metrics.write(out, rows, summary)
-    pictures.save_sheets(out, sheet, ["truth", "", "LRM", "", "no depth", ""])
+    pictures.save_sheets(out, sheet, ["truth", "", "LRM", "", "pictured", "", "no depth", ""])
     return summary
 
 
@@ -81,7 +83,8 @@ def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.n
     size = lrm.config.image_size
     clip, frame = scenes.liveliest(pack)
     start, now = pack.model_positions(clip, [max(frame - 2, 0), frame])
-    views = scenes.capture(pack, now[None], size).network_views(0, size, device)
+    capture = scenes.capture(pack, now[None], size)
+    views = capture.network_views(0, size, device)
     real = scenes.truth(pack, now, start)
     row = {"asset": Path(pack.name).stem, "clip": pack.clip_names[clip], "frame": frame}
     images = list(real.images[:2])
@@ -100,9 +103,14 @@ def measure(pack: packs.Pack, lrm, twin, judge, device) -> tuple[dict, list[np.n
             "seconds": seconds,
         }
         if not name:
+            pictured, _, _ = scenes.render(capture.image_colour(lrm.decoder, 0, device), planes)
+            found = metrics.pictures(pictured.clip(0, 1), real.images, real.mask, judge)
+            measured |= {f"pictured_{key}": value for key, value in found.items()}
             measured["chamfer"] = chamfer(lrm.decoder, planes, metrics.sample_surface(now, pack.faces, POINTS))
         row |= {f"{name}{key}": value for key, value in measured.items()}
         images += list(image[:2])
+        if not name:
+            images += list(pictured.clip(0, 1)[:2])
     row["canonical_error"] = canonical_error(pack, now, start, twin, real, device)
     return row, images, views
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from torch import nn
 
+from ..networks.image_colour import ImageColour
 from ..networks.images import Views
 from ..shared import cameras, protocol
 from ..shared.errors import LimError
@@ -41,6 +43,15 @@ class Capture:
     @property
     def keyframes(self) -> int:
         return len(self.rgba)
+
+    def image_colour(self, decoder: nn.Module, keyframe: int, device: torch.device | str = "cpu") -> nn.Module:
+        """A decoder that reads the rig's pictures of one keyframe where they show a place; itself without captured depth."""
+        if self.depth_planar is None:
+            return decoder
+        rig = slice(0, self.rig_views)
+        rgba = torch.from_numpy(self.rgba[keyframe, rig].copy()).to(device).float() / 255
+        others = (self.depth_planar[keyframe, rig], self.camera_to_world[rig], self.intrinsics[rig])
+        return ImageColour(decoder, rgba, *(torch.from_numpy(np.array(x, np.float32)).to(device) for x in others))
 
     def network_views(self, keyframe: int, size: int, device: torch.device | str = "cpu") -> Views:
         """The rig's pictures of one keyframe averaged down to `size`, as a batch of one scene."""

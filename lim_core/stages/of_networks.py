@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..job import drawn, result
 from ..job.artefacts import Fitted, Interpolated, Reconstruction, Surfaces, Template, Textured
@@ -71,36 +72,37 @@ def interpolated(
 @torch.no_grad()
 def carried(
     request: Request, capture: Capture, lrm, pack: Pack, positions: np.ndarray, device
-) -> Iterator[torch.Tensor]:
+) -> Iterator[tuple[torch.Tensor, nn.Module]]:
     """T̂ [1, 3, C, R, R] at every frame, from the evidence that the fitted mesh carries there: LRM's of what the rig would capture of
-    it, held to LRM's of the capture at the keyframes.
+    it, held to LRM's of the capture at the keyframes. With each, a decoder that reads the pictures of that evidence.
 
     Args:
         pack: the textured mesh; positions: [T, V, 3], each from its frame's own origin.
     """
     size, rig = lrm.config.image_size, slice(0, capture.rig_views)
-    camera = capture.camera_to_world[rig]
-    lens = np.stack([cameras.scale_intrinsics(k, size / request.image_size) for k in capture.intrinsics[rig]])
+    placed = capture.camera_to_world[rig], capture.intrinsics[rig]
 
-    def of_keyframe(k: int) -> torch.Tensor:
-        return lrm(capture.network_views(k, size, device))[0]
+    def of(evidence: Capture, keyframe: int) -> torch.Tensor:
+        return lrm(evidence.network_views(keyframe, size, device))[0]
 
-    def of_mesh(index: int) -> torch.Tensor:
-        return lrm(drawn.shown(pack, positions[index], camera, lens, size).network_views(0, size, device))[0]
+    def of_mesh(index: int) -> Capture:
+        return drawn.shown(pack, positions[index], *placed, request.image_size)
 
-    end = of_keyframe(0)
+    end = of(capture, 0)
     ends: dict[int, torch.Tensor] = {}
     anchors, pair = None, None
     for index, (k, alpha) in enumerate(request.intervals()):
         if pair != k:
-            start, end, pair, anchors = end, of_keyframe(k + 1), k, None
+            start, end, pair, anchors = end, of(capture, k + 1), k, None
         if alpha in (0, 1):
-            yield end if alpha else start
+            yield end if alpha else start, capture.image_colour(lrm.decoder, k + int(alpha), device)
             continue
         if anchors is None:  # only where there is something between the two
-            ends = {i: ends[i] if i in ends else of_mesh(request.entry(i)) for i in (k, k + 1)}
+            ends = {i: ends[i] if i in ends else of(of_mesh(request.entry(i)), 0) for i in (k, k + 1)}
             anchors = Anchors(torch.cat([ends[k], ends[k + 1]]), start, end)
-        yield anchors.hold(of_mesh(index), torch.tensor([alpha], device=device))
+        evidence = of_mesh(index)
+        planes = anchors.hold(of(evidence, 0), torch.tensor([alpha], device=device))
+        yield planes, evidence.image_colour(lrm.decoder, 0, device)
 
 
 @torch.no_grad()
@@ -127,17 +129,16 @@ def interpolate(
         pack = drawn.textured(positions, fitted.template.faces, textured.loop_uvs, textured.image)
         made = carried(request, capture, lrm, pack, positions, device)
     else:
-        made = interpolated(request, capture, lrm, checkpoint.load(folders["lim"], "lim", device), device)
-    for index, planes in enumerate(made):
+        lim = checkpoint.load(folders["lim"], "lim", device)
+        made = ((planes, lrm.decoder) for planes in interpolated(request, capture, lrm, lim, device))
+    for index, (planes, decoder) in enumerate(made):
         busy = occupancy(lrm.decoder, planes)
         for view in range(min(PREVIEW_VIEWS, capture.rig_views)):
             reporter.check()
             camera = torch.from_numpy(capture.camera_to_world[view]).to(device)
             scaled = cameras.scale_intrinsics(capture.intrinsics[view], pixels / request.image_size)
             intrinsics = torch.from_numpy(scaled).to(device)
-            colour, _, mask = render_image(
-                lrm.decoder, planes, camera, intrinsics, pixels, samples=RAY_SAMPLES, busy=busy
-            )
+            colour, _, mask = render_image(decoder, planes, camera, intrinsics, pixels, samples=RAY_SAMPLES, busy=busy)
             rgba = torch.cat([colour, mask[..., None]], -1).clamp(0, 1).mul(255).round().byte().cpu().numpy()
             name = protocol.preview_file("triplane", index, view)
             result.save_image(job / name, np.ascontiguousarray(rgba[..., :3]))
