@@ -131,8 +131,7 @@ class Parts:
                 ]
             best = self._best(part, was, [*was, *found], half, fine)
             if search and not self._explained(part, best, fine):
-                places = [best.place, *(start.place for start in found)]
-                turned = [Move(turn @ was[0].rotation, place) for turn in _turns() for place in places[:2]]
+                turned = [Move(turn @ was[0].rotation, best.place) for turn in _turns()]
                 best = self._best(part, was, [best, *turned], half, fine)
             if self._explained(part, best, fine):
                 positions[part.vertices] = best.of(self.template[part.vertices], part.centre)

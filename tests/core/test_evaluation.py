@@ -222,8 +222,11 @@ def test_interpolation_runs_to_a_summary(tmp_path, pack_folder, foggy_weights, c
         "same",
         "blocks=1",
         "mesh",
+        "carried",
+        "carried_pictured",
         "straight",
         "oracle",
+        "oracle_pictured",
     ]
     assert summary["triplets"] == len(rows) == 1 and rows[0]["asset"] == span.asset
     # The same weights give the same numbers, other weights give others.

@@ -89,8 +89,8 @@ def test_a_repeated_run_redoes_only_what_changed(finished):
     code, _, errors = finish(start(job))
     assert code == 0, errors
     changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
-    assert changed == {"texture.npz"}
-    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture"]
+    assert changed == {"texture.npz", "interpolate.npz"}  # the pictures show the texture
+    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["texture", "interpolate"]
 
 
 def test_a_stage_that_is_kept_in_another_form_or_lacks_pictures_is_redone(finished, tmp_path):
@@ -106,7 +106,7 @@ def test_a_stage_that_is_kept_in_another_form_or_lacks_pictures_is_redone(finish
     assert (job / protocol.preview_file("triplane", 4, 0)).is_file()
     changed = {p.name for p in (job / "state").iterdir() if p.stat().st_mtime_ns != before[p.name]}
     assert changed == {"interpolate.npz", "fit.npz"}
-    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["interpolate", "fit"]
+    assert list(json.loads((job / protocol.RESULT_FILE).read_text())["seconds"]) == ["fit", "interpolate"]
     with np.load(job / protocol.RESULT_ARRAYS) as redone, np.load(finished[0] / protocol.RESULT_ARRAYS) as first:
         for name in ("positions", "faces", "confidence", "feed_forward", "loop_uvs"):
             np.testing.assert_array_equal(redone[name], first[name])
@@ -253,7 +253,7 @@ def test_killed_in_the_middle_leaves_a_resumable_job(tmp_path, tiny_weights):
     job = make_job(tmp_path / "killed", tiny_weights, still=True)
     process = start(job)
     for line in process.stdout:
-        if protocol.decode_event(line).get("stage") == "interpolate":
+        if protocol.decode_event(line).get("stage") == "surface":
             process.send_signal(signal.SIGKILL)
             break
     process.wait(30)
