@@ -32,10 +32,10 @@ STYLE = ("rules", "form", "types")
 LAYERS = (*STYLE, "plain", "core", "blender")
 NUMERIC = (
     "arap", "between", "contacts", "evidence", "fit", "networks", "observation", "one_job", "point_motion", "reduction", "registration",
-    "remesh", "render", "steady", "surface", "texture", "trace",
+    "remesh", "render", "rigid", "sheets", "steady", "surface", "texture", "trace",
 )  # fmt: skip
 """Files of tests/core whose outcome hangs on how a processor rounds."""
-QUICK = ("arap", "between", "evidence", "networks", "registration", "remesh", "surface", "trace")
+QUICK = ("arap", "between", "evidence", "networks", "registration", "remesh", "rigid", "sheets", "surface", "trace")
 """Those of them that CI runs twice."""
 KERNELS: tuple[dict[str, str], ...] = (
     {},
