@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from ..job.reporter import Reporter
 from ..mesh import remesh, surface, texture
 from ..mesh.arap import Arap
 from ..networks import checkpoint, triplane
+from ..networks.point_motion import Motion
 from ..shared.errors import LimError
 from ..shared.request import Request, interval_alphas, placed
-from ..tracking import between, contacts, fit, trace
+from ..tracking import between, contacts, fit, moved, trace
 from ..tracking.observation import most_open
 from ..tracking.sheets import Sheets
 from ..tracking.steady import steady
 from .of_networks import SURFACE_LEVEL, triplane_depth
 
+MOTION_PIXELS = 128  # of the pictures whose points the motion network is shown
 TEMPLATE_GRID = 128  # of a template taken from the triplane
 
 
@@ -106,14 +109,20 @@ def trace_template(
 
 
 def fit_apart(
-    request: Request, capture: Capture, template: Template, surfaces: Surfaces, traced: Traced, reporter: Reporter
+    request: Request,
+    capture: Capture,
+    template: Template,
+    surfaces: Surfaces,
+    traced: Traced,
+    motion: Motion | None,
+    reporter: Reporter,
 ) -> Fitted:
     """`fit_capture`; and once more, with the template cut apart, where the first time shows parts that only touched.
 
     The better of the two. Where that is the second, it is about the new template.
     """
     with reporter.part(0.0, 0.7):
-        first = fit_capture(request, capture, template, surfaces, traced, reporter)
+        first = fit_capture(request, capture, template, surfaces, traced, reporter, motion)
     if request.template == "mesh" or not len(first.misfit):
         return first
     webs = contacts.webbed(template.vertices, template.faces, first.keyframes, capture)
@@ -150,6 +159,7 @@ def fit_capture(
     surfaces: Surfaces | None,
     traced: Traced,
     reporter: Reporter,
+    motion: Motion | None = None,
     starts: np.ndarray | None = None,
 ) -> Fitted:
     """Pull the keyframes onto the captured depth (`fit`); the in-betweens keep the networks' motion (`between`).
@@ -160,6 +170,7 @@ def fit_capture(
     Args:
         surfaces: None registers from keyframe to keyframe without the networks.
         traced: of this template.
+        motion: says where the mesh may be at the next keyframe; without it the networks do.
         starts: [K, V, 3], where the mesh is known to be, nearly, at the keyframes.
     """
     entries = [request.entry(k) for k in range(len(request.keyframes))]
@@ -177,7 +188,16 @@ def fit_capture(
     arap = Arap(template.vertices, template.faces)
     networks = None if surfaces is None else matches(surfaces)
 
+    @functools.cache
+    def interval(first: int) -> moved.Between:
+        assert motion is not None
+        return moved.Between(motion, capture, first, first + 1, MOTION_PIXELS)
+
     def guess(k: int, to: int, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        if motion is not None:
+            arrays = interval(min(k, to)).arrays(0 if to > k else 1, (0.0, 1.0))
+            positions, sure = moved.FieldMatches(arrays, template.faces).moved(vertices, end=True)
+            return positions[-1], sure[-1]
         if networks is None or abs(to - home) < abs(k - home):  # they were carried outwards only
             return None, None
         positions, sure = networks[min(k, to)].moved(vertices, end=True)

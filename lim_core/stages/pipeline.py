@@ -48,6 +48,7 @@ from ..job.reporter import Reporter
 from ..job.state import State, code_key, key_of
 from ..networks import checkpoint
 from ..networks.checkpoint import weights_key
+from ..networks.point_motion import Motion
 from ..shared import protocol
 from ..shared.request import Request, placed
 from ..tracking import reduction
@@ -70,6 +71,11 @@ class Work:
     def networks(self) -> tuple[dict[str, Path], torch.device, Reporter]:
         """What every stage that runs networks is given last."""
         return self.folders, self.device, self.reporter
+
+    @property
+    def motion(self) -> Motion | None:
+        """The network on points, where the weights have it."""
+        return checkpoint.load(self.folders["motion"], "motion", self.device) if "motion" in self.folders else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +129,9 @@ STAGES = (
     Stage(
         "fit", Fitted,
         lambda work, found: fit_apart(
-            work.request, work.capture, found[Template], found[Surfaces], found[Traced], work.reporter
+            work.request, work.capture, found[Template], found[Surfaces], found[Traced], work.motion, work.reporter
         ),
-        share=0.35, after=("trace",), settings=("fit", "origins"),
+        share=0.35, after=("trace",), weights=("motion",), settings=("fit", "origins"),
     ),
     Stage(
         "texture", Textured,
@@ -182,7 +188,7 @@ def stage_keys(work: Work) -> dict[str, str]:
         keys[stage.name] = key_of(
             source,
             [keys[name] for name in before],
-            [weights_key(work.folders[network], network) for network in stage.weights],
+            [weights_key(work.folders[network], network) for network in stage.weights if network in work.folders],
             [getattr(request, name) for name in stage.settings],
         )
     return keys

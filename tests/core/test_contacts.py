@@ -94,7 +94,7 @@ def test_the_template_is_cut_where_parts_only_touched():
     surfaces = Surfaces(still, still, interval=np.zeros(2, int), alpha=np.array([0.0, 1.0]), start=starts)
     reporter = Reporter(machine=False)
     traced = of_mesh.trace_template(asked, template, surfaces, reporter)
-    result = of_mesh.fit_apart(asked, capture, template, surfaces, traced, reporter)
+    result = of_mesh.fit_apart(asked, capture, template, surfaces, traced, None, reporter)
 
     def holes(vertices, faces) -> int:
         return 1 - (len(vertices) - len(surface.edges_of(faces)) + len(faces)) // 2
