@@ -74,8 +74,10 @@ class Work:
 
     @property
     def motion(self) -> Motion | None:
-        """The network on points, where the weights have it."""
-        return checkpoint.load(self.folders["motion"], "motion", self.device) if "motion" in self.folders else None
+        """The network on points, where the weights have it. It has learnt from captured depth: what is made of a clip is another matter."""
+        if "motion" not in self.folders or self.request.source == "video":
+            return None
+        return checkpoint.load(self.folders["motion"], "motion", self.device)
 
 
 @dataclasses.dataclass(frozen=True)
