@@ -20,7 +20,7 @@ from ..mesh.surface import components
 from .observation import Observation
 from .registration import FINE_COLOUR_SCALE, SLIDE, Matcher, Samples
 
-MOST = 40  # parts that are looked at one by one
+MOST = 100  # parts that are looked at one by one
 LEAST = 24  # samples that a part needs
 POINTS = 300  # samples of a part that are asked where it goes
 FIRM = 1.2  # times the misfit at its own keyframe: within the noise of the pixels
