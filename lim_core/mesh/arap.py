@@ -492,6 +492,12 @@ def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
     return Rotation.from_matrix(rotations).as_rotvec()
 
 
+def rigid_motion(points: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation [3, 3] and shift [3] that take points [N, 3] nearest to where they are `there` [N, 3]."""
+    rotation = polar(((there - there.mean(0)).T @ (points - points.mean(0)))[None])[0]
+    return rotation, there.mean(0) - rotation @ points.mean(0)
+
+
 def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
     """Rotations [N, 3, 3] of axis times angle [N, 3]."""
     from scipy.spatial.transform import Rotation

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..mesh.arap import Arap, polar
+from ..mesh.arap import Arap, rigid_motion
 from ..mesh.surface import components
 
 LIMIT = 1.5  # times the slower of the velocities before and after a keyframe: what stands still does not swing out
 MISS, SLACK = 0.5, 0.01  # of a vertex's way and of the diagonal: missing it by so much halves the networks' word
 STIFF = 1e-5  # of the diagonal: what a part's vertices may be off one rigid motion, for it not to have bent
-APART = 0.1  # of their length, by which the links of a loose part change on average where it moves on its own
+ALONE = 0.1  # of their length, by which the links of a loose part change on average where it moves on its own
 STEP = 0.04  # of an interval, over which its velocities at the ends are measured
 Moves = tuple[np.ndarray, np.ndarray]
 
@@ -118,22 +118,18 @@ def _free(arap: Arap, parts: list[np.ndarray], before: np.ndarray, after: np.nda
     ends = label[links].T.ravel()
     count = np.bincount(ends, minlength=len(parts))
     mean = np.bincount(ends, np.tile(change, 2), len(parts)) / np.maximum(count, 1)
-    return (mean > APART) | (count == 0)
-
-
-def _rotation(points: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Rotation [3, 3] of the rigid motion that takes points [N, 3] nearest to `there` [N, 3]."""
-    return polar(((there - there.mean(0)).T @ (points - points.mean(0)))[None])[0]
+    return (mean > ALONE) | (count == 0)
 
 
 def _moved_as(points: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Points [N, 3] moved as a whole, as near as can be to where they are `there` [N, 3]."""
-    return (points - points.mean(0)) @ _rotation(points, there).T + there.mean(0)
+    rotation, shift = rigid_motion(points, there)
+    return points @ rotation.T + shift
 
 
 def _turned(points: np.ndarray, there: np.ndarray, share: float) -> np.ndarray:
     """Points [N, 3] about their centre, turned by a share of the rotation that takes them `there` [N, 3]."""
-    turn = Rotation.from_rotvec(share * Rotation.from_matrix(_rotation(points, there)).as_rotvec())
+    turn = Rotation.from_rotvec(share * Rotation.from_matrix(rigid_motion(points, there)[0]).as_rotvec())
     return turn.apply(points - points.mean(0))
 
 

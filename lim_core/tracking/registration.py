@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from ..mesh.arap import Arap, Coarse, polar
+from ..mesh.arap import Arap, Coarse, rigid_motion
 from ..mesh.surface import face_normals, vertex_normals
 from ..mesh.texture import see_points
 from .observation import NORMAL_SCALE, Observation
@@ -297,16 +297,10 @@ def rigid_start(
     points, colours = source.points[::step], COLOUR_SCALE * source.colours[::step]
     rotation, shift = np.eye(3), target.points.mean(0) - source.points.mean(0)
     if expected is not None:
-        rotation, shift = _moved_as_a_whole(previous, expected)
+        rotation, shift = rigid_motion(previous, expected)
     for _ in range(iterations):
         moved = points @ rotation.T + shift
         distance, index = tree.query(np.concatenate([moved, colours], 1))
         kept = distance <= np.quantile(distance, 0.8)
-        rotation, shift = _moved_as_a_whole(points[kept], target.points[index[kept]])
+        rotation, shift = rigid_motion(points[kept], target.points[index[kept]])
     return previous @ rotation.T + shift
-
-
-def _moved_as_a_whole(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation [3, 3] and shift [3] that take points a [N, 3] nearest to b [N, 3]."""
-    rotation = polar(((b - b.mean(0)).T @ (a - a.mean(0)))[None])[0]
-    return rotation, b.mean(0) - rotation @ a.mean(0)

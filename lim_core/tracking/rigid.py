@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ..mesh.arap import Arap, polar, rotation_matrices
+from ..mesh.arap import Arap, rigid_motion, rotation_matrices
 from ..mesh.surface import components
 from .observation import Observation
 from .registration import FINE_COLOUR_SCALE, SLIDE, Matcher, Samples
@@ -201,10 +201,8 @@ class Parts:
 
     def _moved_as(self, part: Part, mesh: np.ndarray) -> Move:
         """The rigid motion that is nearest to what a mesh [V, 3] does with the part."""
-        there = mesh[part.vertices]
-        place = there.mean(0)
-        rest = self.template[part.vertices] - part.centre
-        return Move(polar(((there - place).T @ rest)[None])[0], place)
+        rotation, shift = rigid_motion(self.template[part.vertices], mesh[part.vertices])
+        return Move(rotation, rotation @ part.centre + shift)
 
     def _matcher(self, observation: Observation, scale: float) -> Matcher:
         return Matcher(observation, self.colours, most=6000, colour_scale=scale)
